@@ -1,0 +1,341 @@
+"""Command lines generated from settings, one per stage; the only user of argparse.
+
+``@entry("forget")`` on a main's ``main(args)`` gives ``main(argv=None)``: it parses, resolves what was not typed from
+the protocol, the method and the original's record, and turns BadInput into exit code 2 with one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dataset
+import models
+import trainer
+import unlearn
+from evaluation.accuracy import EvaluationConfig
+from evaluation.report import AnalysisConfig
+from pruner.mask import SaliencyMaskConfig
+from unlearn.saliency import SaliencyConfig
+from utils import BadInput, Config, RunConfig, RuntimeConfig, Saved, find_runs, hp, read_record, say, sha256
+
+# spelling of the published projects -> ours
+ALIASES = {"mask": "checkpoint", "model_path": "checkpoint", "save": "save_dir", "mask_path": "path", "data_dir": "data"}
+# published flags that have no effect here, with the reason
+NO_EFFECT = {
+    "num_workers": "images are on the device, there are no workers",
+    "workers": "images are on the device, there are no workers",
+    "print_freq": "progress is shown once an epoch",
+}
+NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set"}}
+PARENT_STAGES = ("train",)  # stages whose runs are models to unlearn
+PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
+    "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
+    "sparse": {"epochs": 182, "schedule": "step", "aug": True},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtocolConfig(Config):
+    """Whose experiment's defaults hold."""
+
+    protocol: str = hp("rum", "defaults: rum (30 epochs, cosine, no augmentation) or sparse (182 epochs, steps at 91 "
+                       "and 136, augmentation)", choices=tuple(PROTOCOLS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParentConfig(Config):
+    """The original model; without --checkpoint, the one finished run under --save_dir (or runs) that matches."""
+
+    checkpoint: str | None = hp(None, "model.pt, run folder, or a folder of run folders where one matches", digest=False)
+    lr: float | None = hp(None, "narrow the search to originals trained at this rate", above=0, digest=False)
+    epochs: int | None = hp(None, "narrow the search to originals trained for so many epochs", low=1, digest=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig(Config):
+    """The method."""
+
+    unlearn: str | None = hp(None, "unlearning method", choices=tuple(unlearn.METHODS.names()))
+
+
+BASE = {"protocol": ProtocolConfig, "data": dataset.DataConfig, "model": models.ModelConfig}
+TAIL = {"rt": RuntimeConfig, "run": RunConfig}
+UNLEARN = {**BASE, "parent": ParentConfig, "forget": dataset.ForgetConfig, "method": MethodConfig,
+           "mask": SaliencyMaskConfig, "evaluation": EvaluationConfig}
+STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
+    "train": ("main_train.py", {**BASE, "cfg": trainer.TrainConfig, **TAIL}),
+    "mask": ("generate_mask.py", {**BASE, "parent": ParentConfig, "forget": dataset.ForgetConfig, "cfg": SaliencyConfig,
+                                  **TAIL}),
+    "forget": ("main_forget.py", {**UNLEARN, **TAIL}),
+    "random": ("main_random.py", {**UNLEARN, **TAIL}),
+    "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
+    "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]], Callable[..., None]]:
+    """Make ``main(argv=None)`` of ``main(args)``; ``about`` is the help's text, the main's own docstring."""
+
+    def wrap(main: Callable[[SimpleNamespace], None]) -> Callable[..., None]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> None:
+            parser = _Parser(prog=STAGES[stage][0], description=about, allow_abbrev=False,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)
+            try:
+                main(parse(stage, sys.argv[1:] if argv is None else argv, parser))
+            except BadInput as error:
+                parser.error(str(error))
+
+        return run
+
+    return wrap
+
+
+def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> SimpleNamespace:
+    """Settings of a stage from its command line: typed, else the original's record, the method's, the protocol's."""
+    parser = parser or _Parser(prog=STAGES[stage][0], allow_abbrev=False)
+    argv = _spell(stage, argv)
+    groups = dict(STAGES[stage][1])
+    method = _peek(argv, "unlearn") if "method" in groups else None
+    if "method" in groups and "--list" in argv:
+        say(method_list(stage))
+        parser.exit(0)
+    if method is not None:
+        groups["cfg"] = _method(stage, method).config
+    typed = _typed(parser, groups, argv, stage)
+    if "method" in groups and method is None:
+        raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(_allowed(stage))}")
+    values, parent = _resolve(stage, groups, typed)
+    configs = {group: config(**{k: v for k, v in values[group].items()}) for group, config in groups.items()}
+    args = SimpleNamespace(**configs, stage=stage, original=parent, method_name=method)
+    args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent")}
+    if "data" in groups:
+        words = [args.data.dataset, args.model.arch, *([method] if method else []), f"s{args.rt.seed}"]
+        args.label = "-".join(words)
+        args.identity = {"parent": parent.facts()} if parent else {}
+    if "mask" in groups and method is not None:
+        args.mask.check(unlearn.METHODS[method], typed)
+    return args
+
+
+def _allowed(stage: str) -> list[str]:
+    return [n for n in unlearn.METHODS.names() if stage != "random" or unlearn.METHODS[n].random_labels]
+
+
+def _method(stage: str, name: str) -> unlearn.Method:
+    method = unlearn.METHODS[name]
+    if name not in _allowed(stage):
+        raise BadInput(f"main_random.py takes {', '.join(_allowed(stage))}; run main_forget.py --unlearn {name}")
+    return method
+
+
+def _peek(argv: list[str], name: str) -> str | None:
+    for token, following in zip(argv, [*argv[1:], ""], strict=True):
+        if token == f"--{name}":
+            return following
+        if token.startswith(f"--{name}="):
+            return token.partition("=")[2]
+    return None
+
+
+def _spell(stage: str, argv: Sequence[str]) -> list[str]:
+    """Our spelling of the flags: - as _, published aliases (announced), and flags without effect left out (announced)."""
+    out: list[str] = []
+    tokens = list(argv)
+    drop = {**NO_EFFECT, **NO_EFFECT_IN.get(stage, {})}
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            out.append(token)
+            continue
+        name, equals, value = token[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in drop:
+            if not equals and tokens and not tokens[0].startswith("--"):
+                tokens.pop(0)
+            say(f"notice: --{name} has no effect: {drop[name]}")
+            continue
+        if name in ALIASES and stage not in ("analysis", "analysis_mia"):
+            say(f"notice: --{name} is taken as --{ALIASES[name]}")
+            if name == "mask" and stage == "forget" and "class_to_replace" not in " ".join(tokens + out):
+                say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
+            name = ALIASES[name]
+        out.append(f"--{name}{equals}{value}")
+    return out
+
+
+def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], argv: list[str], stage: str) -> dict[str, Any]:
+    """What the command line says, and nothing else: no default enters here."""
+    seen: set[str] = set()
+    for group, config in groups.items():
+        title = group if group != "cfg" else config.__name__
+        box = parser.add_argument_group(title, (config.__doc__ or "").strip().splitlines()[0])
+        for field in dataclasses.fields(config):
+            if field.name not in seen:
+                add_flag(box, config, field)
+            seen.add(field.name)
+    if "method" in groups:
+        parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print the methods and stop")
+        names = ", ".join(_allowed(stage))
+        parser.epilog = f"methods: {names}; with --unlearn METHOD, --help shows that method's own flags"
+    found, unknown = parser.parse_known_args(argv)
+    for token in unknown:
+        _unknown_flag(parser, token, groups)
+    return vars(found)
+
+
+def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str, type[Config]]) -> None:
+    name = token[2:].partition("=")[0] if token.startswith("--") else ""
+    owners = [m for m in unlearn.METHODS.names() if name in {f.name for f in dataclasses.fields(unlearn.METHODS[m].config)}]
+    if name and owners and "method" in groups:
+        raise BadInput(f"--{name} is no flag of this method; it belongs to {', '.join(owners)}")
+    raise BadInput(f"unknown argument {token!r}; {parser.prog} --help lists the flags")
+
+
+def add_flag(box: Any, config: type[Config], field: dataclasses.Field) -> None:
+    """One argparse flag (two for a bool) for a settings field; without a default, so that only typed values arrive."""
+    kind, many, optional = config.kinds()[field.name]
+    shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    text = field.metadata["help"] + ("" if field.default is None else f" (default: {shown})")
+    text = text.replace("%", "%%")
+    common = {"dest": field.name, "default": argparse.SUPPRESS}
+    if kind is bool:
+        box.add_argument(f"--{field.name}", action="store_true", help=text, **common)
+        box.add_argument(f"--no_{field.name}", action="store_false", help=argparse.SUPPRESS, **common)
+        return
+    choices = field.metadata["choices"]
+    metavar = "{" + ",".join(choices) + "}" if choices else ("N" if kind is int else "X" if kind is float else "TEXT")
+    convert = functools.partial(_items, kind) if many else functools.partial(_item, kind)
+    box.add_argument(f"--{field.name}", type=convert, metavar=f"{metavar},.." if many else metavar, help=text, **common)
+
+
+def _item(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}[kind]
+        raise argparse.ArgumentTypeError(f"takes {what}; got {text!r}") from None
+
+
+def _items(kind: type, text: str) -> tuple[Any, ...]:
+    return tuple(_item(kind, part) for part in text.strip("[]").split(","))
+
+
+# ------------------------------------------------------------------------------------- what was not typed, and parents
+
+
+class Original(Saved):
+    """The model to unlearn: a run folder with its record, or a published file without one (record {})."""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "model.pt" if self.folder.is_dir() else self.folder
+
+    def facts(self) -> dict[str, Any]:
+        """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
+        training = self.record.get("settings", {}).get("cfg")
+        return {"path": str(self.file), "sha256": sha256(self.file), "training": training}
+
+
+def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], Any]:
+    """Values per group, and the original."""
+    names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
+    values = {group: {n: typed[n] for n in names[group] if n in typed} for group in groups}
+    if "data" not in groups:
+        return values, None
+    parent = find_original(typed, values) if "parent" in groups else None
+    if parent is not None and parent.record:
+        _inherit(parent, values, names, typed)
+    protocol = values["protocol"].get("protocol", "rum")
+    if "epochs" in names.get("cfg", ()):
+        for name in ("epochs", "schedule"):
+            values["cfg"].setdefault(name, PROTOCOLS[protocol][name])
+    if "method" in groups:
+        method = unlearn.METHODS[typed["unlearn"]]
+        cfg = parent.record.get("settings", {}).get("cfg", {}) if method.inherits else {}
+        given = {ours: cfg[theirs] for ours, theirs in method.inherits.items() if theirs in cfg}
+        for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
+            values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
+    source = dataset.sources.SOURCES[values["data"].get("dataset", "cifar10")]
+    values["data"].setdefault("aug", PROTOCOLS[protocol]["aug"] and bool(source.pad or source.flip))
+    return values, parent
+
+
+def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
+    """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
+    for group in ("protocol", "data", "model"):
+        for name in names[group]:
+            theirs = parent.setting(name)
+            mine = typed.get(name, theirs)
+            if mine != theirs and name not in ("data", "download", "batch_size", "aug", "protocol"):
+                raise BadInput(f"--{name} {mine}: the original in {parent.folder} has {theirs}; leave the flag away or "
+                               "name another --checkpoint")
+            values[group][name] = mine
+    if "seed" not in typed:
+        values["rt"]["seed"] = parent.setting("seed")
+
+
+def find_original(typed: dict[str, Any], values: dict[str, dict[str, Any]]) -> Original:
+    """The checkpoint that was named, or the one finished training under the run folders that matches what was typed."""
+    narrow = {n: v for group in ("protocol", "data", "model", "parent") for n, v in values[group].items()}
+    narrow = {n: v for n, v in narrow.items() if n not in ("checkpoint", "data", "download", "batch_size", "aug")}
+    named = typed.get("checkpoint")
+    if named is not None and Path(named).is_file():
+        beside = Path(named).parent / "record.json"
+        whole = beside.exists() and Path(named).name == "model.pt"
+        return Original(*read_record(beside.parent)) if whole else Original(Path(named), {})
+    if named is not None and (Path(named) / "record.json").exists():
+        run = read_record(Path(named))
+        if run.record["status"] != "done":
+            raise BadInput(f"--checkpoint {named}: that run is not finished ({run.record['status']}); run its command again")
+        return Original(*run)
+    if named is not None and not Path(named).is_dir():
+        raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
+    if named is None:
+        narrow["seed"] = typed.get("seed", RuntimeConfig().seed)
+    for root in [named] if named is not None else dict.fromkeys([typed.get("save_dir", "runs"), "runs"]):
+        found = find_runs(Path(root), PARENT_STAGES, **narrow)
+        if len(found) == 1:
+            say(f"original: {found[0].folder}")
+            return Original(*found[0])
+        if found:
+            raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
+                           "name one by --checkpoint")
+    told = " ".join(f"--{n} {v}" for n, v in narrow.items())
+    raise BadInput(f"no finished original under {root} matches {told}; train one (python main_train.py {told}) or name "
+                   "one by --checkpoint")
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def method_rows(stage: str = "forget") -> list[tuple[str, str, str, str]]:
+    """Method, what it does, its own flags with defaults, source: one row each, for --list and the README."""
+    rows = []
+    for name in _allowed(stage):
+        method = unlearn.METHODS[name]
+        flags = []
+        for field in dataclasses.fields(method.config):
+            default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
+            if field.name in method.inherits:
+                others = ["the original's"]
+            flags.append(f"--{field.name} {default}" + (f" ({', '.join(others)})" if others else ""))
+        rows.append((name, method.summary, " ".join(flags) or "none", method.source))
+    return rows
+
+
+def method_list(stage: str) -> str:
+    return "\n\n".join(f"{name}: {text}\n  {flags}\n  [{source}]" for name, text, flags, source in method_rows(stage))

@@ -1,0 +1,356 @@
+"""Images on the device, splits and the forget set, batches: load(settings) -> Data -> loader("forget") -> Batch.
+
+Images stay where they are as uint8; a subset is an index tensor; a batch is gathered, cropped and flipped as one tensor
+operation each. Normalisation is the model's first layer, so batches are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sources
+from utils import BadInput, Config, Runtime, hp
+
+EVAL_BATCH = 256  # larger batches are slower on a CPU (fresh 50 MB buffers) and no faster on a GPU
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Which images, and how they are cut into training, validation and test."""
+
+    dataset: str = hp("cifar10", "data set", choices=tuple(sources.SOURCES.names()))
+    data: str = hp("./data", "folder with the data set's public files, or with a prepared DATASET.npz", digest=False)
+    download: bool = hp(True, "fetch the public files where torchvision can and they are missing", digest=False)
+    classes: str | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
+    split_seed: int = hp(1, "owns the validation split and the choice of the forget set", low=0)
+    val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
+    batch_size: int = hp(256, "examples in a training step", low=1)
+    aug: bool | None = hp(None, "random crop and flip in training; without the flag, by protocol")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgetConfig(Config):
+    """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
+
+    num_indexes_to_replace: int | None = hp(None, "number of examples to forget, drawn at random", low=1)
+    forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1)
+    class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all", low=-1)
+    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget")
+
+
+class Batch(NamedTuple):
+    """x: float [B, C, H, W] in [0, 1], channels last; y: int64 [B]; index: int64 [B] into the data set's images."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+class Images:
+    """One part of a data set: x uint8 [N, H, W, C], y int64 [N]; on the device, or pinned on the host if too large."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, source: sources.Source, rt: Runtime) -> None:
+        self.device = rt.device
+        self.pad, self.flip = source.pad, source.flip
+        resident = not rt.cuda or x.nbytes * 2.5 < torch.cuda.mem_get_info(rt.device)[0] * 0.6
+        self.home = rt.device if resident else torch.device("cpu")
+        self.x, self.y = torch.from_numpy(x).to(self.home), torch.from_numpy(y).to(self.home)
+        self._windows: Tensor | None = None
+
+    def batch(self, index: Tensor, augment: torch.Generator | None) -> Tensor:
+        """The images of an index as float [B, C, H, W] in [0, 1]; with a generator, randomly cropped and flipped."""
+        if augment is None:
+            return self.x[index].permute(0, 3, 1, 2) / 255
+        x = self.x[index]
+        if self.pad:
+            dy, dx = torch.randint(2 * self.pad + 1, (2, len(index)), generator=augment, device=self.home)
+            x = self.windows()[index, dy, dx]
+        if self.flip:
+            mirrored = torch.rand(len(index), 1, 1, 1, generator=augment, device=self.home) < 0.5
+            x = torch.where(mirrored, x.flip(2), x)
+        return x.permute(0, 3, 1, 2) / 255
+
+    def windows(self) -> Tensor:
+        """Every crop as a view [N, 2 pad + 1, 2 pad + 1, H, W, C] of one zero-padded copy: a crop is then one gather."""
+        if self._windows is None:
+            (n, h, w, c), p = self.x.shape, self.pad
+            padded = torch.nn.functional.pad(self.x, (0, 0, p, p, p, p))
+            s = padded.stride()
+            self._windows = padded.as_strided((n, 2 * p + 1, 2 * p + 1, h, w, c), (s[0], s[1], s[2], s[1], s[2], s[3]))
+        return self._windows
+
+
+class Loader:
+    """Batches of some examples of ``images``: in order, or shuffled anew in every pass when given a generator.
+
+    No example is dropped. A last batch of a single example joins the one before, since batch norm has no variance then.
+    """
+
+    def __init__(self, images: Images, index: Tensor, labels: Tensor, batch_size: int,
+                 shuffle: torch.Generator | None = None, augment: torch.Generator | None = None) -> None:
+        self.images, self.index, self.labels = images, index, labels
+        self.batch_size, self.shuffle, self.augment = batch_size, shuffle, augment
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.index)
+
+    def __len__(self) -> int:
+        return len(self._cuts())
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        starts = list(range(0, self.size, self.batch_size))
+        if len(starts) > 1 and self.size - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], self.size], strict=True))
+
+    def relabelled(self, labels: Tensor) -> Loader:
+        """The same examples under other labels (int64 [M], in the order of ``index``)."""
+        assert labels.shape == self.index.shape
+        return Loader(self.images, self.index, labels, self.batch_size, self.shuffle, self.augment)
+
+    def __add__(self, other: Loader) -> Loader:
+        """The examples of both, shuffled together."""
+        index, labels = torch.cat([self.index, other.index]), torch.cat([self.labels, other.labels])
+        return Loader(self.images, index, labels, self.batch_size, self.shuffle, self.augment)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches() if self.images.home == self.images.device else ahead(self._from_host())
+
+    def _batches(self) -> Iterator[Batch]:
+        index, labels = self.index, self.labels
+        if self.shuffle is not None:
+            order = torch.randperm(self.size, generator=self.shuffle, device=index.device)
+            index, labels = index[order], labels[order]
+        for start, end in self._cuts():
+            yield Batch(self.images.batch(index[start:end], self.augment), labels[start:end], index[start:end])
+
+    def _from_host(self) -> Iterator[Batch]:
+        for batch in self._batches():
+            x = batch.x.contiguous(memory_format=torch.channels_last).pin_memory()
+            yield Batch(*(t.to(self.images.device, non_blocking=True) for t in (x, batch.y, batch.index)))
+
+
+def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """Run an iterator in a thread, ``depth`` items ahead; its exception is raised here."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(kind: str, item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((kind, item), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stop.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (got := ready.get())[0] == "item":
+            yield got[1]
+        if got[0] == "error":
+            raise got[1]
+    finally:
+        stop.set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Index sets (int64, ascending, into the training images) and the keys that pair runs.
+
+    data_key: data set, classes kept and validation split; equal in every stage after the original's training.
+    split_key: that and the forget set; equal for a mask, an unlearning run and its retrain.
+    whole_classes: classes of which no training example is left in retain.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    retain: np.ndarray
+    forget: np.ndarray
+    whole_classes: tuple[int, ...]
+    data_key: str
+    split_key: str
+
+    def __post_init__(self) -> None:
+        for a, b in (("train", "val"), ("retain", "forget"), ("retain", "val"), ("forget", "val")):
+            shared = len(np.intersect1d(getattr(self, a), getattr(self, b)))
+            assert shared == 0, f"{a} and {b} share {shared} examples"
+        assert len(self.retain) + len(self.forget) == len(self.train)
+
+    def keys(self) -> dict[str, str]:
+        return {"data_key": self.data_key, "split_key": self.split_key}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What splits.npz holds; --forget_index takes that file."""
+        return {part: getattr(self, part) for part in ("train", "val", "retain", "forget")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set, cut: ``loader(part)`` for part in train, retain, forget, val, test."""
+
+    source: sources.Source
+    images: Images
+    test: Images
+    num_classes: int
+    splits: Splits
+    batch_size: int
+    aug: bool
+
+    def index(self, part: str) -> np.ndarray:
+        return np.arange(len(self.test.y)) if part == "test" else getattr(self.splits, part)
+
+    def loader(self, part: str, rt: Runtime | None = None, purpose: str = "") -> Loader:
+        """In order for evaluation; with a runtime, shuffled (and augmented, where set) by the purpose's own streams."""
+        images = self.test if part == "test" else self.images
+        index = torch.from_numpy(self.index(part)).to(images.home)
+        if rt is None:
+            return Loader(images, index, images.y[index], EVAL_BATCH)
+        shuffle = rt.generator(f"order/{purpose}/{part}", images.home)
+        augment = rt.generator(f"augment/{purpose}/{part}", images.home) if self.aug else None
+        return Loader(images, index, images.y[index], self.batch_size, shuffle, augment)
+
+
+def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_key: str | None = None) -> Data:
+    """Read a data set, cut it and choose the forget set.
+
+    Args:
+        data_key: of the original's record; the data must be the same.
+
+    Raises:
+        BadInput: files missing or damaged, other data than the original's, or a forget set that cannot be.
+    """
+    source = sources.SOURCES[cfg.dataset]
+    if cfg.aug and not (source.pad or source.flip):
+        raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
+    arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download)
+    x, y, x_test, y_test, num_classes = _keep_classes(arrays, cfg.classes)
+    train, val = _validation_split(y, cfg.val_fraction, cfg.split_seed)
+    kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)]), _hash(val)]
+    key = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
+    if data_key is not None and key != data_key:
+        raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
+                       "use the same --dataset, --data, --classes, --split_seed and --val_fraction")
+    gone = np.empty(0, np.int64) if forget is None else choose_forget(forget, y, train, num_classes, cfg.split_seed)
+    retain = np.setdiff1d(train, gone)
+    whole = tuple(int(c) for c in np.setdiff1d(y[gone], y[retain]))
+    split_key = hashlib.sha256((key + _hash(gone)).encode()).hexdigest()[:12]
+    return Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), num_classes,
+                Splits(train, val, retain, gone, whole, key, split_key), cfg.batch_size, bool(cfg.aug))
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _keep_classes(a: sources.Arrays, wanted: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    present = int(max(a.y_train.max(), a.y_test.max())) + 1
+    total = max(present, len(a.classes))
+    if wanted is None:
+        return a.x_train, a.y_train, a.x_test, a.y_test, total
+    keep = parse_classes(wanted, total)
+    new = np.full(total, -1)
+    new[keep] = np.arange(len(keep))
+    train, test = np.isin(a.y_train, keep), np.isin(a.y_test, keep)
+    return a.x_train[train], new[a.y_train[train]], a.x_test[test], new[a.y_test[test]], len(keep)
+
+
+def parse_classes(text: str, total: int) -> list[int]:
+    """``0-4,7`` -> [0, 1, 2, 3, 4, 7]; ascending, at least two, all below ``total``."""
+    try:
+        spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        keep = sorted({c for span in spans for c in range(span[0], span[-1] + 1)})
+    except ValueError:
+        raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}") from None
+    if any(len(span) > 2 for span in spans) or len(keep) < 2 or keep[-1] >= total:
+        raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {text!r}")
+    return keep
+
+
+def _validation_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``fraction`` of each class, class by class in label order from one RandomState, as published."""
+    random = np.random.RandomState(seed)
+    drawn = [random.choice(np.flatnonzero(y == c), int(fraction * (y == c).sum()), replace=False) for c in np.unique(y)]
+    val = np.sort(np.concatenate(drawn)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(y)), val), val
+
+
+def choose_forget(cfg: ForgetConfig, y: np.ndarray, train: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    """The forget set as ascending indices into the training images; no part of validation, never all of training."""
+    if cfg.forget_index is not None:
+        if cfg.num_indexes_to_replace or cfg.forget_fraction or cfg.class_to_replace != (-1,):
+            raise BadInput("--forget_index names the forget set; leave the other flags that choose one away")
+        gone = _read_indices(Path(cfg.forget_index), train, len(y))
+    else:
+        gone = _draw_forget(cfg, y, train, num_classes, seed)
+    if len(gone) == len(train):
+        raise BadInput(f"the forget set is the whole training set ({len(gone)} examples); forget fewer")
+    return gone
+
+
+def _draw_forget(cfg: ForgetConfig, y: np.ndarray, train: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    count, fraction, wanted = cfg.num_indexes_to_replace, cfg.forget_fraction, cfg.class_to_replace
+    if count and fraction:
+        raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
+    if -1 in wanted and (len(wanted) > 1 or not (count or fraction)):
+        raise BadInput("say what to forget: --num_indexes_to_replace N, --forget_fraction F, --class_to_replace C "
+                       "or --forget_index FILE")
+    missing = [c for c in wanted if c >= num_classes]
+    if missing:
+        raise BadInput(f"--class_to_replace {missing[0]}: the data set has the classes 0-{num_classes - 1}")
+    pool = train if -1 in wanted else train[np.isin(y[train], wanted)]
+    if not len(pool):
+        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no training example is of these classes")
+    if fraction:
+        count = max(1, round(fraction * len(pool)))
+    if count is None:
+        return pool
+    if count > len(pool):
+        raise BadInput(f"--num_indexes_to_replace {count}: only {len(pool)} training examples to draw from")
+    random = np.random.default_rng([seed, 0x666F7267])  # a stream apart from the validation split's
+    return np.sort(random.choice(pool, count, replace=False))
+
+
+def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:
+    try:
+        if path.suffix == ".json":
+            read = np.asarray(json.loads(path.read_text()))
+        else:
+            read = np.load(path, allow_pickle=False)
+            if isinstance(read, np.lib.npyio.NpzFile):
+                read = read["forget"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BadInput(f"cannot read --forget_index {path}: {error}; it takes .npy, .json, or .npz with 'forget'") from None
+    if read.ndim != 1 or not len(read) or not np.issubdtype(read.dtype, np.integer):
+        raise BadInput(f"--forget_index {path}: need a list of one or more whole numbers; got {read.dtype} {read.shape}")
+    gone = np.unique(read).astype(np.int64)
+    if len(gone) < len(read):
+        raise BadInput(f"--forget_index {path}: {len(read) - len(gone)} indices are there more than once")
+    if gone[0] < 0 or gone[-1] >= total:
+        raise BadInput(f"--forget_index {path}: indices go from 0 to {total - 1}; got {gone[0]} to {gone[-1]}")
+    outside = len(np.setdiff1d(gone, train))
+    if outside:
+        raise BadInput(f"--forget_index {path}: {outside} of the indices are in the validation split; "
+                       "train with --val_fraction 0 or choose others")
+    return gone

@@ -1,0 +1,121 @@
+"""Evaluate a model once: one forward pass per part, and every metric from the stored logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataset import Data
+from evaluation import mia, tow
+from trainer import predict
+from utils import BadInput, Config, Run, Runtime, hp
+
+PARTS = ("retain", "forget", "val", "test")
+# metric -> (unit, healthy direction, meaning); the README's table
+METRICS = {
+    "forget": ("%", "as retrain's", "accuracy on the forget set"),
+    "retain": ("%", "as retrain's", "accuracy on the retain set"),
+    "val": ("%", "as retrain's", "accuracy on the validation split, which no stage trains on"),
+    "test": ("%", "as retrain's", "accuracy on the test set; of the remaining classes where whole classes are forgotten"),
+    "test_all": ("%", "for information", "accuracy on the test set over all classes"),
+    "UA": ("%", "as retrain's", "unlearning accuracy, 100 - forget"),
+    "RA": ("%", "as retrain's", "remaining accuracy, retain"),
+    "TA": ("%", "as retrain's", "testing accuracy, test"),
+    "MIA": ("%", "as retrain's", "MIA efficacy: share of the forget set that the confidence attack calls non-member; a "
+            "value above retrain's is over-forgetting, not success"),
+    "privacy": ("%", "50", "balanced accuracy of the confidence attack on held-out members and non-members"),
+    "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
+    "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
+    "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
+    "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
+    "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Config):
+    """How membership is attacked; changing it re-reads the stored logits, no model runs again."""
+
+    mia: str = hp("threshold", "rule on one-dimensional features: the exact best threshold or interval, or the published "
+                  "RBF-SVC", choices=("threshold", "interval", "svc"), digest=False)
+    mia_mode: str = hp("balanced", "members and non-members: a class-balanced draw with a held-out half, or the published "
+                       "first ones of retain in order", choices=("balanced", "published"), digest=False)
+
+
+def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: EvaluationConfig) -> dict[str, Any]:
+    """Predict retain, forget, val and test once, keep the logits in outputs.npz, and put all metrics into the record."""
+    arrays: dict[str, np.ndarray] = {}
+    with run.timed(rt, "evaluate"):
+        for part in PARTS:
+            if len(data.index(part)):
+                logits, labels = predict(model, data.loader(part), rt)
+                arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
+                           f"{part}_logits": logits.cpu().numpy()}
+        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.endswith("logits")):
+            raise BadInput("the model's outputs are not finite any more: lower the learning rate or the method's weights")
+        metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
+    run.save_arrays("outputs.npz", **arrays)
+    run.result(metrics=metrics, evaluation=dataclasses.asdict(cfg), whole_classes=data.splits.whole_classes)
+    return metrics
+
+
+def evaluate_original(model: nn.Module, data: Data, rt: Runtime, run: Run) -> dict[str, Any]:
+    """Accuracies (%) of an original model on train, val and test."""
+    with run.timed(rt, "evaluate"):
+        parts = [part for part in ("train", "val", "test") if len(data.index(part))]
+        metrics = {part: 100 * tow.accuracy(*predict(model, data.loader(part), rt)) for part in parts}
+    run.result(metrics=metrics)
+    return metrics
+
+
+def refresh(run: Run, cfg: EvaluationConfig) -> dict[str, Any]:
+    """The metrics of a finished run; under another attack than its record's, anew from the stored logits."""
+    return metrics_of(run.folder, run.values, cfg)
+
+
+def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -> dict[str, Any]:
+    """A record's metrics under the given attack."""
+    if record["evaluation"] == dataclasses.asdict(cfg):
+        return record["metrics"]
+    seed = record["settings"]["rt"]["seed"]
+    return summarise(load_outputs(folder), tuple(record["whole_classes"]), cfg, seed)
+
+
+def load_outputs(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of outputs.npz: <part>_index, <part>_labels int64 [N], <part>_logits float32 [N, K]."""
+    try:
+        with np.load(folder / "outputs.npz", allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"cannot read {folder / 'outputs.npz'} ({error}); repeat that run with --force") from None
+
+
+def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,
+              seed: int) -> dict[str, Any]:
+    """Every metric of one model that needs no other model, in percent."""
+    parts = {part: mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
+             for part in PARTS if f"{part}_logits" in arrays}
+    test_all = parts["test"]
+    left = torch.from_numpy(~np.isin(arrays["test_labels"], whole_classes))
+    parts["test"] = mia.Outputs(test_all.logits[left], test_all.labels[left])
+    found: dict[str, Any] = {part: 100 * tow.accuracy(o.logits, o.labels) for part, o in parts.items()}
+    found["test_all"] = 100 * tow.accuracy(test_all.logits, test_all.labels)
+    draw = np.random.default_rng([seed, 0x6D6961])  # the same members for every method of a seed
+    attack = mia.membership(parts["retain"], parts["test"], parts["forget"], rule=cfg.mia, mode=cfg.mia_mode, generator=draw)
+    percent = {name: {k: 100 * v for k, v in attack[name].items()} for name in ("forget", "privacy", "auc")}
+    found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"],
+              "MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
+              "mia": percent | {"members": attack["members"]}}
+    return found
+
+
+def line(metrics: Mapping[str, Any]) -> str:
+    """One line for the screen."""
+    names = ("train", "forget", "retain", "val", "test", "UA", "RA", "TA", "MIA")
+    return "  ".join(f"{name} {metrics[name]:.2f}" for name in names if name in metrics) + "  (%)"

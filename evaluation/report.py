@@ -1,0 +1,270 @@
+"""From finished records to tables: pair every run with its retrain, average over seeds, write CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation import tow
+from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of
+from utils import BadInput, Saved, digest_of, find_runs, hp, write_atomic
+
+FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisConfig(EvaluationConfig):
+    """Which finished runs to compare; a flag that is not given does not filter."""
+
+    save_dir: str = hp("runs", "folder of the run folders")
+    out: str | None = hp(None, "folder of the tables and plots (default: SAVE_DIR/analysis)")
+    dataset: str | None = hp(None, "only this data set")
+    arch: str | None = hp(None, "only this architecture")
+    unlearn: tuple[str, ...] | None = hp(None, "only these methods, by name; retrain is always there")
+    num_indexes_to_replace: int | None = hp(None, "only forget sets asked for by this number")
+    forget_fraction: float | None = hp(None, "only forget sets asked for by this share")
+    class_to_replace: tuple[int, ...] | None = hp(None, "only forget sets of these classes")
+    aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
+    seed: tuple[int, ...] | None = hp(None, "only these seeds")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or Path(self.save_dir) / "analysis")
+
+
+@dataclasses.dataclass
+class Pair:
+    """A run and the retrain of the same split, seed and original; the metrics of both in percent."""
+
+    run: Saved
+    retrain: Saved
+    metrics: dict[str, Any]
+    reference: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.run.setting("seed")
+
+    @property
+    def method(self) -> str:
+        return self.run.setting("unlearn")
+
+
+def pairs(cfg: AnalysisConfig) -> list[Pair]:
+    """Every finished unlearning run that passes the filters, beside its retrain.
+
+    Raises:
+        BadInput: no run passes; a run has no retrain (with the command that makes it), or several.
+    """
+    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch", "num_indexes_to_replace", "forget_fraction", "aug")}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    runs = find_runs(Path(cfg.save_dir), ("forget",), **wanted)
+    if cfg.class_to_replace is not None:
+        runs = [run for run in runs if tuple(run.setting("class_to_replace")) == cfg.class_to_replace]
+    if cfg.seed is not None:
+        runs = [run for run in runs if run.setting("seed") in cfg.seed]
+    retrains: dict[str, list[Saved]] = {}
+    for run in runs:
+        if run.setting("unlearn") == "retrain":
+            retrains.setdefault(_pairing(run), []).append(run)
+    kept = [run for run in runs if cfg.unlearn is None or run.setting("unlearn") in (*cfg.unlearn, "retrain")]
+    if not kept or cfg.unlearn and all(run.setting("unlearn") == "retrain" for run in kept):
+        raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget passes the filters; main_forget.py makes them")
+    attack = EvaluationConfig(mia=cfg.mia, mia_mode=cfg.mia_mode)
+    metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in runs}
+    found = []
+    for run in kept:
+        beside = retrains.get(_pairing(run), [])
+        if not beside:
+            raise BadInput(f"{run.folder} has no retrain to compare with; make it: {retrain_command(run, cfg.save_dir)}")
+        if len(beside) > 1 and run.setting("unlearn") != "retrain":
+            raise BadInput(f"{run.folder} has several retrains: {', '.join(str(b.folder) for b in beside)}; keep one")
+        reference = run if run.setting("unlearn") == "retrain" else beside[0]
+        found.append(Pair(run, reference, metrics[run.folder], metrics[reference.folder]))
+    return found
+
+
+def _pairing(run: Saved) -> str:
+    return json.dumps([run.record["split_key"], run.setting("seed"), run.record["parent"]["sha256"]])
+
+
+def retrain_command(run: Saved, save_dir: str) -> str:
+    parent = run.record["parent"]["path"]
+    return (f"python main_forget.py --unlearn retrain --checkpoint {parent} --forget_index {run.folder / 'splits.npz'} "
+            f"--seed {run.setting('seed')} --save_dir {save_dir}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {"mia" if name == "MIA" else name: metrics[name] / 100 for name in ("forget", "retain", "test", "MIA")}
+
+
+def measures(pair: Pair) -> dict[str, float]:
+    """Every number of one run: its own metrics, its distance to retrain, its cost."""
+    own, ref = pair.metrics, pair.reference
+    numbers = {name: own[name] for name in ("forget", "retain", "val", "test", "UA", "RA", "TA", "MIA", "privacy")
+               if name in own}
+    numbers |= {f"MIA_{feature}": value for feature, value in own["mia"]["forget"].items()}
+    numbers |= {f"AUC_{feature}": value for feature, value in own["mia"]["auc"].items()}
+    numbers["ToW"] = tow.tow(_shares(own), _shares(ref))
+    numbers["ToW-MIA"] = tow.tow_mia(_shares(own), _shares(ref))
+    numbers["Avg. gap"] = tow.average_gap(own, ref)
+    ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
+    for part in ("forget", "test"):
+        a, b = (torch.from_numpy(outputs[f"{part}_logits"]) for outputs in (ours, theirs))
+        numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
+    spent = pair.run.record["seconds"]
+    numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
+    return numbers
+
+
+@dataclasses.dataclass
+class Row:
+    """A method under one setting over its seeds; ``numbers``: name -> (mean, half width of the interval or None, n)."""
+
+    setting: str
+    method: str
+    pairs: list[Pair]
+    numbers: dict[str, tuple[float, float | None, int]]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(pair.seed for pair in self.pairs)
+
+
+def rows(found: list[Pair], level: float = 0.95) -> list[Row]:
+    """One row a method and setting, means and t-intervals over seeds; then the retrain-vs-retrain floor of each setting."""
+    grouped: dict[tuple[str, str], list[Pair]] = {}
+    for pair in found:
+        grouped.setdefault((_setting(pair.run), _variant(pair.run)), []).append(pair)
+    for (setting, _), members in grouped.items():
+        seeds = [pair.seed for pair in members]
+        if len(set(seeds)) < len(seeds):
+            raise BadInput(f"{setting}, {members[0].method}: several runs of one seed cannot be told apart: "
+                           f"{', '.join(str(p.run.folder) for p in members)}; keep one, or filter")
+    labels = _labels(grouped)
+    table = []
+    for key, members in grouped.items():
+        each = [measures(pair) for pair in members]
+        numbers = {name: tow.t_interval([m[name] for m in each], level) for name in each[0] if all(name in m for m in each)}
+        table.append(Row(key[0], labels[key], members, numbers))
+    order = {"retrain": -2, "raw": -1}
+    table.sort(key=lambda row: (row.setting, order.get(row.pairs[0].method, 0), row.method))
+    return [row for setting in dict.fromkeys(r.setting for r in table) for row in
+            [*(r for r in table if r.setting == setting), *_floor(setting, table, level)]]
+
+
+def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
+    retrained = next((r.pairs for r in table if r.setting == setting and r.pairs[0].method == "retrain"), [])
+    if len(retrained) > 1:
+        shares = [_shares(pair.metrics) for pair in retrained]
+        numbers = {name: tow.t_interval(tow.noise_floor(shares, distance), level)
+                   for name, distance in (("ToW", tow.tow), ("ToW-MIA", tow.tow_mia))}
+        # pairs of models are not independent: the mean stands, an interval over them would be too narrow
+        yield Row(setting, FLOOR, retrained, {k: (mean, None, n) for k, (mean, _, n) in numbers.items()})
+
+
+def _setting(run: Saved) -> str:
+    """Data set, architecture, forget set and training of the original, as one label; equal over seeds."""
+    record = run.record
+    training = record["parent"].get("training")
+    tail = digest_of([training, {k: v for k, v in record["settings"]["data"].items() if k not in ("data", "download")}])[:4]
+    return f"{run.setting('dataset')} {run.setting('arch')} forget {record['forget_size']} ({record['split_key'][:6]}-{tail})"
+
+
+def _variant(run: Saved) -> str:
+    density = run.record.get("mask", {}).get("density")
+    cfg = run.record["settings"].get("cfg", {})
+    return json.dumps([run.setting("unlearn"), cfg, density, run.setting("mask_mode"), run.setting("precision")])
+
+
+def _labels(grouped: Mapping[tuple[str, str], list[Pair]]) -> dict[tuple[str, str], str]:
+    """Method names, with the hyper-parameters that tell several rows of one method apart."""
+    labels = {}
+    for setting, variant in grouped:
+        name, cfg, density, *_ = json.loads(variant)
+        rivals = [json.loads(v) for s, v in grouped if s == setting and json.loads(v)[0] == name]
+        # originals of other seeds may have given retrain other defaults; those are in the setting
+        told = [f"{k}={cfg[k]}" for k in cfg if any(r[1].get(k) != cfg[k] for r in rivals)]
+        if density is not None:
+            told.insert(0, f"mask {density:g}")
+        if len({json.dumps(r[3:]) for r in rivals}) > 1:
+            told += [str(word) for word in json.loads(variant)[3:]]
+        labels[setting, variant] = f"{name} ({', '.join(told)})" if told else name
+    return labels
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+TOW_COLUMNS = ("ToW", "Avg. gap", "forget", "retain", "val", "test", "disagreement_forget", "disagreement_test", "seconds")
+MIA_COLUMNS = ("ToW-MIA", "MIA", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_prob", "privacy", "AUC_confidence",
+               "retain", "test", "seconds")
+
+
+def cell(number: tuple[float, float | None, int] | None, digits: int = 2) -> str:
+    """``mean ±half width``; n=1 shows no interval."""
+    if number is None:
+        return "-"
+    mean, half, _ = number
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+
+
+def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
+    lines = []
+    for setting in dict.fromkeys(row.setting for row in table):
+        part = [row for row in table if row.setting == setting]
+        present = [c for c in columns if any(c in row.numbers for row in part)]
+        body = [["method", "n", *present]]
+        for row in part:
+            n = max(n for _, _, n in row.numbers.values())
+            body.append([row.method, f"{n} pairs" if row.method == FLOOR else f"{n}",
+                         *(cell(row.numbers.get(c), 3 if c.startswith("ToW") else 2) for c in present)])
+        widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
+        text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
+        text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+        lines += [f"{setting}", "", *text, ""]
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, table: list[Row]) -> None:
+    """One line a row, full precision: <metric>, <metric>_ci (half width, empty with one seed), seeds, run folders."""
+    names = list(dict.fromkeys(name for row in table for name in row.numbers))
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["setting", "method", "n", "seeds", *(x for name in names for x in (name, f"{name}_ci")), "runs"])
+    for row in table:
+        numbers = [row.numbers.get(name, (None, None, 0)) for name in names]
+        values = [x for mean, half, _ in numbers for x in (mean, half)]
+        writer.writerow([row.setting, row.method, max(n for *_, n in row.numbers.values()), " ".join(map(str, row.seeds)),
+                         *values, " ".join(str(pair.run.folder) for pair in row.pairs)])
+    write_atomic(path, lambda file: file.write(out.getvalue().encode()))
+
+
+def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callable[[list[Row]], dict[str, Any]]) -> str:
+    """Tables and figures of the runs that pass the filters; returns the table for the screen."""
+    table = rows(pairs(cfg))
+    try:
+        cfg.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {cfg.folder}: {error.strerror}; choose another --out") from error
+    text = markdown(table, columns)
+    write_csv(cfg.folder / f"{name}.csv", table)
+    write_atomic(cfg.folder / f"{name}.md", lambda file: file.write(text.encode()))
+    settings = list(dict.fromkeys(row.setting for row in table))
+    written = [f"{name}.csv", f"{name}.md"]
+    for number, setting in enumerate(settings, 1):
+        figures = draw([row for row in table if row.setting == setting])
+        for figure, drawing in figures.items():
+            file_name = f"{figure}.png" if len(settings) == 1 else f"{figure}-{number}.png"
+            write_atomic(cfg.folder / file_name, lambda file, drawing=drawing: drawing.savefig(file, format="png", dpi=130))
+            written.append(file_name)
+    return f"{text}\n{cfg.folder}: {', '.join(written)}"

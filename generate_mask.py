@@ -1,0 +1,32 @@
+"""Saliency masks of a forget set: which weights its loss depends on most.
+
+python generate_mask.py --num_indexes_to_replace 4500 --density 0.5 --checkpoint runs/train/RUN
+"""
+
+import arg_parser
+import dataset
+import models
+from pruner.mask import largest
+from unlearn.saliency import saliency
+from utils import Run, Runtime, say
+
+
+@arg_parser.entry("mask", __doc__)
+def main(args):
+    rt = Runtime(args.rt)
+    data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
+    with Run(args.run, "mask", args.label, args.settings, **args.identity, **data.splits.keys()) as run:
+        if not run.done:
+            model, _ = models.load(args.original.file, args.model, data, rt)
+            with run.timed(rt, "mask"):
+                scores = saliency(model, data.loader("forget"), rt, args.cfg.saliency_mode)
+                masks = largest(scores, args.cfg.density)
+            for density, mask in masks.items():
+                run.save_bare(f"with_{density:g}.pt", mask)
+            run.save_arrays("splits.npz", **data.splits.arrays())
+            run.result(forget_size=len(data.splits.forget), **rt.facts())
+    say(f"{run.summary()}  densities {', '.join(f'{d:g}' for d in args.cfg.density)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Unlearn a forget set from a trained model, or retrain without it.
+
+python main_forget.py --unlearn NG --alpha 0.95 --num_indexes_to_replace 4500 --checkpoint runs/train/RUN
+python main_forget.py --list
+"""
+
+import arg_parser
+import dataset
+import models
+from evaluation import accuracy
+from pruner.mask import both
+from unlearn import METHODS
+from unlearn.saliency import find_mask
+from utils import Run, Runtime, say
+
+
+def forget(args):
+    """The recipe; main_random.py has the same with the random-label methods alone."""
+    rt, method = Runtime(args.rt), METHODS[args.method.unlearn]
+    data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
+    model, pruned = models.load(args.original.file, args.model, data, rt)
+    salient, identity, mask_seconds = None, args.identity, 0.0
+    if args.mask.path is not None:
+        salient, facts, mask_seconds = find_mask(args.mask.path, model, data)
+        identity = identity | {"mask": facts}
+    with Run(args.run, "forget", args.label, args.settings, **identity, **data.splits.keys()) as run:
+        if run.done:
+            run.values["metrics"] = accuracy.refresh(run, args.evaluation)
+        else:
+            if method.fresh:
+                model = models.new(args.model, data, rt, method.name, pruned)
+            run.seconds["mask"] = mask_seconds
+            with run.timed(rt, "unlearn"):
+                method.apply(model, data, args.cfg, rt, run, both(pruned, salient), args.mask.mask_mode)
+            accuracy.evaluate(model, data, rt, run, args.evaluation)
+            models.save(run, model, pruned)
+            run.save_arrays("splits.npz", **data.splits.arrays())
+            run.result(forget_size=len(data.splits.forget), **rt.facts())
+    say(f"{run.summary()}  {accuracy.line(run.values['metrics'])}")
+
+
+main = arg_parser.entry("forget", __doc__)(forget)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Model files: our model.pt, and the published checkpoints through ``load_peer``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.peer import load_peer, load_state, read_safely
+from models.registry import ARCHS, build
+from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """Which network; with --checkpoint all of this comes from its record."""
+
+    arch: str = hp("resnet18", "architecture", choices=tuple(ARCHS.names()))
+    imagenet_arch: bool = hp(False, "the ImageNet stem instead of the one for small images")
+    num_classes: int | None = hp(None, "outputs; those of the data set, so it need not be given", low=2)
+
+
+def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None) -> nn.Module:
+    """A freshly initialised model for a data set (``data``: Data), from the purpose's own random stream.
+
+    Args:
+        mask: of a pruned model, whose structure the new one gets.
+    """
+    if cfg.num_classes not in (None, data.num_classes):
+        raise BadInput(f"--num_classes {cfg.num_classes}: the data set has {data.num_classes} classes; leave the flag away")
+    source, size = data.source, data.images.x.shape[1]
+    with rt.seeded(f"init/{purpose}"):
+        model = build(cfg.arch, data.num_classes, source.mean, source.std, imagenet=cfg.imagenet_arch, image_size=size)
+    model = model.to(rt.device, memory_format=torch.channels_last)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if mask is not None and name in mask:
+                p.mul_(mask[name])
+    return model
+
+
+def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
+    """Write model.pt: weights, architecture and class count, and a pruned model's mask."""
+    about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    run.save_tensors("model.pt", {"state_dict": state, **about, **({} if mask is None else {"mask": mask})})
+
+
+def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Module, Mask | None]:
+    """A checkpoint for a data set, and the mask of its pruned weights.
+
+    Raises:
+        BadInput: not a checkpoint, damaged, of another architecture or another number of classes.
+    """
+    content, mask = read_safely(path), None
+    model = new(cfg, data, rt, "load")
+    if isinstance(content, dict) and "schema" in content:
+        if content["schema"] != SCHEMA or "state_dict" not in content:
+            raise BadInput(f"{path} is no model of this version (schema {content['schema']}); main_train.py writes model.pt")
+        for name, mine in (("arch", model.arch), ("num_classes", model.num_classes), ("imagenet", model.imagenet)):
+            if content[name] != mine:
+                raise BadInput(f"{path} is a model with {name} {content[name]}, not {mine}; give the --arch, --dataset "
+                               "and --classes it was trained with")
+        load_state(model, content["state_dict"])
+        mask = content.get("mask")
+    else:
+        source = data.source
+        model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,
+                                mean=source.mean, std=source.std)
+    model = model.to(rt.device, memory_format=torch.channels_last)
+    return model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}

@@ -1,0 +1,119 @@
+"""What every architecture shares: the normalising first layer, the split into features and head, and folding.
+
+Shapes: B images, 3 colours, H x W pixels, F features, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from utils import BadInput
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation of each colour.
+
+    Both are buffers (``normalize.mean``, ``normalize.std``, float [3]), so that a checkpoint carries its own
+    normalisation and attacks work on pixels in [0, 1].
+
+    Raises:
+        BadInput: not 3 finite numbers each, or a deviation that is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean, std = [float(value) for value in mean], [float(value) for value in std]
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+            raise BadInput(f"mean and std are one number for each of 3 colours, std above 0; got {mean} and {std}")
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class AveragePool(nn.AdaptiveAvgPool2d):
+    """torch's adaptive average pooling, by plain windows where they tile the map evenly.
+
+    The adaptive kernel's gradient is not deterministic on CUDA (but for 1 x 1, which torch takes as a mean), and a map
+    that has the wanted size already needs no kernel at all.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.output_size
+        if x.shape[-2:] == (height, width):
+            return x
+        if (height, width) == (1, 1) or x.shape[-2] % height or x.shape[-1] % width:
+            return super().forward(x)
+        return F.avg_pool2d(x, (x.shape[-2] // height, x.shape[-1] // width))
+
+
+class Classifier(nn.Module):
+    """Images to logits in two halves: ``features_of`` ends with ``avgpool``, ``classify`` is the head.
+
+    Attributes:
+        arch, num_classes, imagenet: how ``build`` made it; what a checkpoint must say to make it again.
+    """
+
+    arch: str
+    num_classes: int
+    imagenet: bool
+    normalize: Normalize
+    avgpool: nn.Module
+
+    def features_of(self, x: Tensor) -> Tensor:
+        """float [B, F], the flattened output of ``avgpool``, of images float [B, 3, H, W] in [0, 1]."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits float [B, K] of features float [B, F]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features_of(x))
+
+    def reset_parameters(self) -> None:
+        """Initialise every layer from the global torch generator, as the architecture's source states."""
+        raise NotImplementedError
+
+
+def embed(model: Classifier, x: Tensor) -> Tensor:
+    """Features float [B, F], the flattened output of ``avgpool``, of images float [B, 3, H, W] in [0, 1].
+
+    Gradients, train or eval mode, and autocast are the caller's.
+    """
+    return model.features_of(x)
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose batch normalisations are folded into the convolutions before them.
+
+    Logits equal those of the model in eval mode up to rounding, in fewer passes over the activations. Holds for models
+    that define each BatchNorm2d directly after the convolution it follows, as all of ours do (a test goes through the
+    registry); one that stands elsewhere is kept. The copy's parameters need no gradient; the model is not touched.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent, conv, norm in list(_conv_norm_pairs(folded)):
+        setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
+        setattr(parent, norm, nn.Identity())
+    return folded
+
+
+def _conv_norm_pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    for parent in model.modules():
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                assert conv.out_channels == norm.num_features
+                yield parent, conv_name, norm_name

@@ -1,0 +1,244 @@
+"""Reading weights: strictly, and from the formats in which the published projects leave them.
+
+Published: ``*model_SA_best.pth.tar`` and ``*checkpoint.pth.tar`` (weights under ``state_dict``) and bare state_dicts,
+with ``normalize.mean/std`` among the buffers and, after pruning, ``X.weight_orig`` and ``X.weight_mask`` for a weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.layers import Classifier, Normalize
+from models.registry import ARCHS, Arch, build_empty
+from utils import BadInput, Mask
+
+State = dict[str, Tensor]
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
+COUNTER = "num_batches_tracked"
+NAMED = 3  # keys that an error shows
+
+# the published evaluations stand beside the weights as numpy scalars: they run no code, but are refused by default;
+# before numpy 2 their constructor lived in numpy.core
+_SCALAR = np._core.multiarray.scalar
+_NUMPY_SCALARS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(code)) for code in ("?", "i4", "i8", "f2", "f4", "f8")),
+]
+
+
+def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Copy a state_dict into the model, all of it and nothing else.
+
+    Raises:
+        BadInput: keys missing or too many, or other shapes; names up to three of them and the probable cause. The
+            model is then as it was.
+    """
+    if not isinstance(state, Mapping):
+        raise BadInput(f"a {type(state).__name__} instead of a state_dict; save model.state_dict()")
+    missing, unknown, reshaped = _differences(model.state_dict(), state)
+    if not missing + unknown + reshaped:
+        model.load_state_dict(state)
+        return
+    wrong = [f"{key} is missing" for key in missing] + [f"{key} is unknown to it" for key in unknown]
+    wrong += [f"{key} is {_shape(state[key])} instead of {_shape(model.state_dict()[key])}" for key in reshaped]
+    more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+    name, cause = getattr(model, "arch", type(model).__name__), "architecture (--arch), stem, or a damaged file"
+    if name in ARCHS and not missing + unknown and all(key.startswith(f"{ARCHS[name].head}.") for key in reshaped):
+        cause = f"number of classes than the model's {model.num_classes}"
+    raise BadInput(f"the weights do not fit {name}: {', '.join(wrong[:NAMED])}{more}; probably another {cause}")
+
+
+def _differences(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    missing = [key for key in own if key not in state]
+    unknown = [key for key in state if key not in own]
+    return missing, unknown, [key for key in own if key in state and _shape(own[key]) != _shape(state[key])]
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def infer_num_classes(state: Mapping[str, Any], arch: str) -> int:
+    """The number of classes, from the rows of the head's last linear layer.
+
+    Raises:
+        BadInput: unknown architecture, or no such layer in the state_dict.
+    """
+    head = ARCHS[arch].head
+    layer = re.compile(rf"{re.escape(head)}(?:\.(\d+))?\.weight")
+    places = {int(found[1] or 0): key for key in state if (found := layer.fullmatch(key))}
+    last = state[places[max(places)]] if places else None
+    if not isinstance(last, Tensor) or last.dim() != 2:
+        raise BadInput(f"no {head}.weight with a row for each class, so these are not {arch}'s weights; check --arch")
+    return len(last)
+
+
+def load_peer(
+    source: str | PathLike[str] | Mapping[str, Any],
+    arch: str,
+    *,
+    num_classes: int | None = None,
+    imagenet: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Classifier, Mask | None]:
+    """A model and its pruning mask from a published checkpoint; draws no random numbers.
+
+    Departs from the published loaders, which take whatever fits: every key must be there and none besides, except that
+    a file without a single ``num_batches_tracked`` (torchvision's older ones) gets them at 0, since nothing here reads
+    them. The prefixes ``module.`` and ``_orig_mod.``, where all keys bear them, are taken off.
+
+    Args:
+        source: a file of torch.save, read with ``weights_only=True``, or what it holds: {"state_dict": ...} or a bare
+            state_dict.
+        num_classes: must be the file's where given.
+        imagenet: whether the weights are of the ImageNet stem; found out by default, and must agree where given.
+        mean, std: the normalisation of a file that has none; one in the file goes before these.
+
+    Returns:
+        The model on the CPU in train mode, and of a pruned one the mask: bool of the parameter's shape for each pruned
+        parameter, True = may change (the other parameters are free); None of a dense one.
+
+    Raises:
+        BadInput: the file cannot be read safely, or does not hold exactly this architecture.
+    """
+    if isinstance(source, Mapping):
+        return _load(source, ARCHS[arch], num_classes, imagenet, mean, std)
+    content = read_safely(Path(source))
+    with _naming(source):
+        return _load(content, ARCHS[arch], num_classes, imagenet, mean, std)
+
+
+@contextlib.contextmanager
+def _naming(source: str | PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from error
+
+
+def _load(
+    content: Any,
+    arch: Arch,
+    num_classes: int | None,
+    imagenet: bool | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Classifier, Mask | None]:
+    state, mask = _unpruned(_unwrapped(_state_dict(content)))
+    found = infer_num_classes(state, arch.name)
+    if num_classes is not None and num_classes != found:
+        raise BadInput(f"the weights are for {found} classes, but {num_classes} were asked for; "
+                       "give the data set they were trained on")
+    state |= _normalisation(state, mean, std)
+    stem = _has_imagenet_stem(state, arch, found)
+    if imagenet is not None and imagenet != stem:
+        raise BadInput(f"the weights are of the {'ImageNet' if stem else 'CIFAR'} stem; "
+                       f"{'add' if stem else 'leave out'} --imagenet_arch")
+    model = build_empty(arch.name, found, imagenet=stem)
+    if not any(key.endswith(COUNTER) for key in state):
+        state |= {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(COUNTER)}
+    load_state(model, state)
+    return model, mask
+
+
+def read_safely(path: Path) -> Any:
+    """The content of a torch.save file on the CPU: tensors, plain values, numpy scalars.
+
+    Raises:
+        BadInput: the file is missing, empty, unreadable, damaged, not torch's, or holds other pickled objects.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a checkpoint file")
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    if empty:
+        raise BadInput(f"{path} is empty; copy it again or train anew")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on foreign pickle protocols; what fails is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types on damaged files, AssertionError and struct.error too
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        why = (f"holds a pickled {refused[1]}, which could run code when read; save its state_dict alone" if refused
+               else "is truncated, damaged or not a file of torch.save; copy it again")
+        raise BadInput(f"{path} {why}") from error
+
+
+def _state_dict(content: Any) -> State:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise BadInput(f"a {type(content).__name__} instead of a state_dict; save model.state_dict()")
+    strange = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
+    if strange is not None or not content:
+        holds = f"{strange!r} is a {type(content[strange]).__name__}, not a tensor" if content else "it is empty"
+        raise BadInput(f"neither a state_dict nor a dict with one under 'state_dict': {holds}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _unwrapped(state: State) -> State:
+    for prefix in WRAPPERS * 2:  # twice, for either may be the outer one
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _unpruned(state: State) -> tuple[State, Mask | None]:
+    """Turn every ``X_orig`` and ``X_mask`` into ``X`` = their product, as torch.nn.utils.prune does in its forward."""
+    dense, mask = {}, {}
+    for key, value in state.items():
+        name = re.sub("_(orig|mask)$", "", key)
+        if name == key:
+            dense[name] = value
+        elif name not in mask:
+            if name in state or f"{name}_orig" not in state or f"{name}_mask" not in state:
+                raise BadInput(f"{key} should stand with its pair alone ({name}_orig and {name}_mask); "
+                               "the file is damaged")
+            weight, kept = state[f"{name}_orig"], state[f"{name}_mask"]
+            if weight.shape != kept.shape or not bool(((kept == 0) | (kept == 1)).all()):
+                raise BadInput(f"{name}_mask is not a 0/1 mask of the shape of {name}_orig; the file is damaged")
+            mask[name] = kept.bool()
+            dense[name] = torch.where(mask[name], weight, torch.zeros_like(weight))
+    return dense, mask or None
+
+
+def _normalisation(state: State, mean: Sequence[float] | None, std: Sequence[float] | None) -> State:
+    """The file's buffers, whatever their shape, as float [3] each; the caller's where the file has none."""
+    keys = ("normalize.mean", "normalize.std")
+    if any(key in state for key in keys):
+        if not all(key in state for key in keys):
+            raise BadInput("only one of normalize.mean and normalize.std is there; the file is damaged")
+        mean, std = (state[key].flatten().tolist() for key in keys)
+    if mean is None or std is None:
+        raise BadInput("the weights hold no normalize.mean and normalize.std; give the mean and std of their data set")
+    layer = Normalize(mean, std)
+    return {keys[0]: layer.mean, keys[1]: layer.std}
+
+
+def _has_imagenet_stem(state: State, arch: Arch, num_classes: int) -> bool:
+    """Which of the two structures the weights come nearer to; the CIFAR one where that is a draw."""
+    if not arch.imagenet:
+        return False
+    with torch.device("meta"):
+        wrong = [
+            sum(map(len, _differences(arch.make(num_classes, imagenet=imagenet).state_dict(), state)))
+            for imagenet in (False, True)
+        ]
+    return wrong[1] < wrong[0]

@@ -1,0 +1,150 @@
+"""The architectures by name, and the one function that builds a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from models.layers import Classifier, Normalize
+from models.resnet import BasicBlock, Bottleneck, CifarResNet, Projection, ResNet
+from models.vgg import vgg_imagenet, vgg_lottery, vgg_small
+from utils import BadInput, Registry
+
+IMAGENET_MIN_SIZE = 32  # smallest image side with the ImageNet stem: five halvings in either family
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture: how to make it and what it accepts.
+
+    Attributes:
+        build: (number of classes, normalising layer) -> the structure with the CIFAR stem.
+        min_size: smallest image side in pixels, with the CIFAR stem: the product of its strides.
+        docs: one line for the README.
+        head: name of the module whose last linear layer has one row for each class.
+        build_imagenet: the same with an ImageNet stem; None where there is none.
+    """
+
+    name: str
+    build: Callable[[int, Normalize], Classifier]
+    min_size: int
+    docs: str
+    head: str
+    build_imagenet: Callable[[int, Normalize], Classifier] | None = None
+
+    @property
+    def imagenet(self) -> bool:
+        """Whether there is an ImageNet stem."""
+        return self.build_imagenet is not None
+
+    def make(self, num_classes: int, normalize: Normalize | None = None, *, imagenet: bool = False) -> Classifier:
+        """The model's structure with torch's default initialisation, for ``build`` and ``build_empty`` to go on from.
+
+        Raises:
+            BadInput: fewer than 2 classes, or an ImageNet stem where there is none.
+        """
+        if num_classes < 2:
+            raise BadInput(f"{self.name} needs at least 2 classes; got {num_classes}")
+        if imagenet and self.build_imagenet is None:
+            having = ", ".join(name for name in ARCHS.names() if ARCHS[name].imagenet)
+            raise BadInput(f"{self.name} has no ImageNet stem; these have one: {having}")
+        structure = self.build_imagenet if imagenet else self.build
+        model = structure(num_classes, normalize or Normalize((0.0,) * 3, (1.0,) * 3))
+        model.arch, model.num_classes, model.imagenet = self.name, num_classes, imagenet
+        return model
+
+
+ARCHS: Registry[Arch] = Registry("architecture")
+
+
+def _resnet(name: str, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:
+    make = partial(ResNet, block, depths, (64, 128, 256, 512), Projection)
+    docs = "torchvision's residual network, 3x3 stem without max-pool"
+    ARCHS.add(name, Arch(name, make, 8, docs, "fc", partial(make, imagenet=True)))
+
+
+def _cifar_resnet(name: str, blocks: int) -> None:
+    docs = f"He's residual network for CIFAR, 3 x {blocks} blocks, option A shortcuts"
+    ARCHS.add(name, Arch(name, partial(CifarResNet, blocks), 4, docs, "fc"))
+
+
+def _vgg(name: str, depths: Sequence[int]) -> None:
+    docs = "convolutions without bias, four max-pools, head 2048-256-256"
+    ARCHS.add(name, Arch(name, partial(vgg_small, depths), 16, docs, "classifier", partial(vgg_imagenet, depths)))
+
+
+_resnet("resnet18", BasicBlock, (2, 2, 2, 2))
+_resnet("resnet34", BasicBlock, (3, 4, 6, 3))
+_resnet("resnet50", Bottleneck, (3, 4, 6, 3))
+_cifar_resnet("resnet20s", 3)
+_cifar_resnet("resnet32s", 5)
+_cifar_resnet("resnet44s", 7)
+_cifar_resnet("resnet56s", 9)
+_cifar_resnet("resnet110s", 18)
+_vgg("vgg11_bn", (1, 1, 2, 2, 2))
+_vgg("vgg13_bn", (2, 2, 2, 2, 2))
+_vgg("vgg16_bn", (2, 2, 3, 3, 3))
+_vgg("vgg19_bn", (2, 2, 4, 4, 4))
+ARCHS.add("vgg16_bn_lth", Arch(
+    "vgg16_bn_lth", partial(vgg_lottery, (2, 2, 3, 3, 3)), 16,
+    "convolutions with bias, four max-pools, one linear layer", "classifier",
+))
+
+
+def build(
+    name: str,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    imagenet: bool = False,
+    image_size: int | None = None,
+) -> Classifier:
+    """A freshly initialised model; the initial weights come from the current global torch generator.
+
+    Args:
+        mean, std: of each of the three colours, for images in [0, 1].
+        imagenet: the ImageNet stem (ResNet) or layout (VGG) instead of the one for small images.
+        image_size: the smaller side of the images in pixels, to be checked against what the architecture accepts.
+
+    Raises:
+        BadInput: unknown name, fewer than 2 classes, no ImageNet stem, images too small, mean or std not 3 numbers.
+    """
+    arch = ARCHS[name]
+    min_size = IMAGENET_MIN_SIZE if imagenet and arch.imagenet else arch.min_size
+    if image_size is not None and image_size < min_size:
+        fitting = [n for n in ARCHS.names() if ARCHS[n].min_size <= image_size]
+        advice = f"these take it: {', '.join(fitting)}" if fitting else "use larger images"
+        stem = " with the ImageNet stem" if imagenet else ""
+        raise BadInput(f"{name}{stem} needs images of at least {min_size} pixels a side; got {image_size}; {advice}")
+    model = arch.make(num_classes, Normalize(mean, std), imagenet=imagenet)
+    model.reset_parameters()
+    return model
+
+
+def build_empty(name: str, num_classes: int, *, imagenet: bool = False) -> Classifier:
+    """A model with memory but no values yet, normalisation included, for ``load_state``; draws no random numbers.
+
+    Raises:
+        BadInput: unknown name, fewer than 2 classes, no ImageNet stem.
+    """
+    with torch.device("meta"):
+        model = ARCHS[name].make(num_classes, imagenet=imagenet)
+    # as to_empty does, which would first import sympy (0.4 s)
+    memory = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in model.state_dict().items()}
+    model.load_state_dict(memory, assign=True)
+    return model
+
+
+def table() -> list[tuple[str, ...]]:
+    """The README's rows: name, parameters at 10 classes, smallest image side, ImageNet stem, what it is."""
+    rows = [("architecture", "parameters (10 classes)", "smallest image", "ImageNet stem", "structure")]
+    with torch.device("meta"):  # shapes without memory
+        for name in ARCHS.names():
+            arch = ARCHS[name]
+            count = sum(parameter.numel() for parameter in arch.make(10).parameters())
+            rows.append((name, f"{count:,}", str(arch.min_size), "yes" if arch.imagenet else "no", arch.docs))
+    return rows

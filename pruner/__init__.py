@@ -1,0 +1,1 @@
+"""Masks over weights: read, checked, ranked."""

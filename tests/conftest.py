@@ -1,0 +1,71 @@
+"""Fixtures: one thread, synthetic data with wrong labels (so that memorization exists), tiny models, digits from the shell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dataset
+import sources
+from dataset import Data, Images, Splits
+from utils import Runtime, RuntimeConfig
+
+torch.set_num_threads(1)
+
+TOY = sources.Source(name="toy", num_classes=3, size=6, mean=(0.5,) * 3, std=(0.25,) * 3, pad=1, flip=True, about="test",
+                     read=lambda root, download: None)
+
+
+def toy_arrays(count: int, seed: int, classes: int = 3, size: int = 6, wrong: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """Images whose brightness pattern tells the class, under noise; a share of the labels is wrong."""
+    random = np.random.default_rng(seed)
+    true = random.integers(0, classes, count)
+    patterns = np.random.default_rng(7).integers(40, 215, (classes, size, size, 3))
+    x = np.clip(patterns[true] + random.normal(0, 30, (count, size, size, 3)), 0, 255).astype(np.uint8)
+    flipped = random.random(count) < wrong
+    return x, np.where(flipped, (true + random.integers(1, classes, count)) % classes, true).astype(np.int64)
+
+
+def make_data(rt: Runtime, count: int = 60, forget: int = 12, batch_size: int = 16, seed: int = 0, aug: bool = False) -> Data:
+    """A toy data set cut by hand: the first tenth is validation, ``forget`` random others are to be forgotten."""
+    x, y = toy_arrays(count, seed)
+    x_test, y_test = toy_arrays(count // 2, seed + 1, wrong=0.0)
+    val, train = np.arange(count // 10), np.arange(count // 10, count)
+    gone = np.sort(np.random.default_rng(seed).choice(train, forget, replace=False))
+    splits = Splits(train, val, np.setdiff1d(train, gone), gone, (), "toy-data", "toy-split")
+    return Data(TOY, Images(x, y, TOY, rt), Images(x_test, y_test, TOY, rt), 3, splits, batch_size, aug)
+
+
+class TinyNet(nn.Module):
+    """Convolution, batch norm and a linear layer: every kind of parameter, in a few hundred weights."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, classes)
+        self.arch, self.num_classes, self.imagenet = "tiny", classes, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+@pytest.fixture
+def rt() -> Runtime:
+    return Runtime(RuntimeConfig(seed=5, device="cpu", progress=False))
+
+
+@pytest.fixture
+def data(rt: Runtime) -> Data:
+    return make_data(rt)
+
+
+@pytest.fixture
+def model(rt: Runtime) -> nn.Module:
+    with rt.seeded("model"):
+        return TinyNet()
+
+
+__all__ = ["TOY", "TinyNet", "dataset", "make_data", "toy_arrays"]

@@ -1,0 +1,203 @@
+"""The one training loop and the one prediction loop.
+
+    opt = Sgd(model, cfg, lr=0.1, epochs=30, rt=rt)
+    for epoch in resumable(30, opt, rt, run):
+        run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy))
+    logits, labels = predict(model, data.loader("test"), rt)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import models
+from dataset import Batch, Loader
+from utils import BadInput, Config, Mask, Run, Runtime, hp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """SGD's settings apart from rate and length, which training and unlearning name differently."""
+
+    momentum: float = hp(0.9, "SGD momentum", low=0, below=1)
+    weight_decay: float = hp(5e-4, "L2 added to the gradient; never to a masked weight", low=0)
+    schedule: str = hp("step", "the rate over the epochs", choices=("cosine", "step", "constant"))
+    decreasing_lr: tuple[int, ...] = hp((91, 136), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
+    lr_gamma: float = hp(0.1, "factor of schedule step", above=0, high=1)
+    warmup: int = hp(0, "epochs of linear warm-up to the rate", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(ScheduleConfig):
+    """Training of the original model."""
+
+    lr: float = hp(0.1, "learning rate", above=0)
+    epochs: int = hp(30, "training epochs", low=1)
+    schedule: str = hp("cosine", "the rate over the epochs", choices=("cosine", "step", "constant"))
+    alpha: float = hp(0.0, "weight of a constant l1 penalty on all parameters (sparse pre-training); 0: none", low=0)
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch.x).float(), batch.y)
+
+
+def l1_norm(model: nn.Module) -> Tensor:
+    """Sum of |theta| over all parameters, batch norm and biases included, as the l1-sparse papers take it."""
+    return torch.stack([p.abs().sum() for p in model.parameters()]).sum()
+
+
+class Sgd:
+    """SGD with momentum and weight decay over all parameters, equal to torch.optim.SGD, with a mask on the update.
+
+    torch.optim's first use imports the compiler (1.3 s of every stage's start); these foreach calls are what it runs.
+
+    Args:
+        mask: weights with False stay bit-identical: decay and momentum are masked as well as the gradient.
+        mask_mode: ``published`` masks the gradient alone, so that masked weights decay (SalUn before 2026, RUM).
+    """
+
+    def __init__(self, model: nn.Module, cfg: ScheduleConfig, *, lr: float, epochs: int, rt: Runtime,
+                 mask: Mask | None = None, mask_mode: str = "strict") -> None:
+        self.model, self.cfg, self.lr, self.epochs, self.rt = model, cfg, lr, epochs, rt
+        self.at = 0  # the epoch that the schedule stands at
+        self.params = list(model.parameters())
+        self.buffers = [torch.zeros_like(p) for p in self.params]
+        self.strict = mask_mode == "strict"
+        self.masks = None
+        if mask is not None:
+            self.masks = [mask[n].to(p) if n in mask else torch.ones_like(p) for n, p in model.named_parameters()]
+        if rt.cfg.compile != "off":
+            model.compile(mode=rt.cfg.compile)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate ``progress`` (0 to 1) through the epoch ``at``; only warm-up moves within an epoch."""
+        cfg, warm = self.cfg, min(self.cfg.warmup, self.epochs)
+        if self.at < warm:
+            return self.lr * (self.at + progress) / warm
+        if cfg.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (self.at - warm) / max(1, self.epochs - warm)))
+        if cfg.schedule == "step":
+            return self.lr * cfg.lr_gamma ** sum(self.at >= milestone for milestone in cfg.decreasing_lr)
+        return self.lr
+
+    def epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], steps: int = 0) -> float:
+        """One pass: a step on ``loss(model, batch)`` per batch; the mean loss of the steps.
+
+        Args:
+            steps: number of batches, where ``batches`` has no length of its own (warm-up needs it).
+
+        Raises:
+            BadInput: the mean loss is not finite.
+        """
+        steps = steps or len(batches)  # type: ignore[arg-type]
+        self.model.train()
+        total, count = torch.zeros((), device=self.rt.device), 0
+        for count, batch in enumerate(batches, 1):
+            with self.rt.autocast():
+                value = loss(self.model, batch)
+            value.backward()
+            self._step(self.rate(count / steps))
+            total += value.detach()
+        mean = float(total) / max(1, count)  # the epoch's only synchronisation
+        if not math.isfinite(mean):
+            raise BadInput(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
+                           f"({self.lr:g}) or the weights of the loss terms")
+        return mean
+
+    @torch.no_grad()
+    def _step(self, rate: float) -> None:
+        grads = [p.grad for p in self.params]
+        if self.masks is not None and not self.strict:
+            torch._foreach_mul_(grads, self.masks)
+        torch._foreach_add_(grads, self.params, alpha=self.cfg.weight_decay)
+        if self.masks is not None and self.strict:
+            torch._foreach_mul_(grads, self.masks)
+        torch._foreach_mul_(self.buffers, self.cfg.momentum)
+        torch._foreach_add_(self.buffers, grads)
+        torch._foreach_add_(self.params, self.buffers, alpha=-rate)
+        for p in self.params:
+            p.grad = None
+
+    def state(self) -> dict[str, Any]:
+        return {"buffers": self.buffers, "model": self.model.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
+            buffer.copy_(saved)
+
+
+def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, Any] | None = None) -> Iterator[int]:
+    """The epochs still to do; the state goes to disk between them, so that a killed run goes on from there.
+
+    Args:
+        keep: tensors and numbers of the caller's own that belong to the state; updated in place on resuming.
+    """
+    keep = {} if keep is None else keep
+    state = run.load_state() if run is not None else None
+    first = 0
+    if state is not None:
+        opt.restore(state["opt"])
+        rt.restore_streams(state["streams"])
+        keep.update(state["keep"])
+        first = state["epoch"]
+    saved = time.perf_counter()
+    label = run.label if run is not None else ""
+    for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=not rt.cfg.progress, leave=False):
+        opt.at = epoch
+        yield epoch
+        if run is not None and epoch + 1 < n and time.perf_counter() - saved >= run.cfg.resume_every:
+            run.save_state(epoch=epoch + 1, opt=opt.state(), streams=rt.streams(), keep=keep)
+            saved = time.perf_counter()
+
+
+def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run, mask: Mask | None = None) -> None:
+    """Train the original model: cross-entropy, with a constant l1 penalty where ``alpha`` says so."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        value = cross_entropy(model, batch)
+        return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
+
+    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, mask=mask)
+    for epoch in resumable(cfg.epochs, opt, rt, run):
+        run.log(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module, frozen: bool = True) -> Iterator[None]:
+    """Batch norm normalises by the batch as ever, but its running statistics stay as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms if frozen else ():
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N, K] and labels int64 [N] in the loader's order; batch norm folded, the model untouched."""
+    net = models.fold_batchnorm(model)
+    logits: list[Tensor] = []
+    for batch in loader:
+        with rt.autocast():
+            logits.append(net(batch.x).float())
+    return torch.cat(logits), loader.labels.to(rt.device)
+
+
+def forever(loader: Loader) -> Iterator[Batch]:
+    """The loader over and over, shuffled anew in every pass, unlike itertools.cycle."""
+    return itertools.chain.from_iterable(itertools.repeat(loader))

@@ -1,0 +1,79 @@
+"""Methods that climb on the forget set: NegGrad and NegGrad+."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from dataset import Batch
+from trainer import cross_entropy, forever, frozen_statistics, l1_norm
+from unlearn.registry import ForgetOnlyConfig, SgdConfig, Task, register
+from utils import hp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AscentConfig(ForgetOnlyConfig):
+    """Gradient ascent."""
+
+    unlearn_lr: float = hp(1e-4, "learning rate", above=0)
+    unlearn_epochs: int = hp(5, "epochs over the forget set", low=0)
+
+
+GA_SOURCE = "Golatkar et al., CVPR 2020, arXiv:1911.04933; Thudi et al., EuroS&P 2022, arXiv:2109.13398"
+GA_DEPARTS = "batch norm's running statistics stay as they are, since only forget data is seen; --bn_update as published"
+
+
+@register("GA", config=AscentConfig, uses="forget", source=GA_SOURCE, departs=GA_DEPARTS)
+def gradient_ascent(task: Task, cfg: AscentConfig) -> None:
+    """Climb the loss of the forget set (NegGrad)."""
+    _climb(task, cfg, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AscentL1Config(AscentConfig):
+    """Gradient ascent under an l1 penalty."""
+
+    alpha: float = hp(1e-4, "weight of a constant l1 penalty on all parameters", low=0)
+
+
+@register("GA_l1", config=AscentL1Config, uses="forget", source=GA_SOURCE + "; Jia et al., arXiv:2304.04934",
+          departs=GA_DEPARTS + "; in the later published code it stops with a TypeError")
+def gradient_ascent_l1(task: Task, cfg: AscentL1Config) -> None:
+    """Climb the loss of the forget set under a constant l1 penalty."""
+    _climb(task, cfg, cfg.alpha)
+
+
+def _climb(task: Task, cfg: AscentConfig, l1: float) -> None:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        value = -cross_entropy(model, batch)
+        return value + l1 * l1_norm(model) if l1 else value
+
+    opt = task.sgd(cfg)
+    for epoch in task.epochs(cfg, opt):
+        with frozen_statistics(task.model, not cfg.bn_update):
+            task.log(epoch=epoch, loss=opt.epoch(task.forget, loss), lr=opt.rate(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NegGradConfig(SgdConfig):
+    """NegGrad+."""
+
+    unlearn_epochs: int = hp(5, "epochs over the retain set", low=0)
+    alpha: float = hp(0.95, "weight of the retain loss; the forget loss has 1 - alpha", low=0, high=1)
+
+
+@register("NG", config=NegGradConfig, uses="retain forget",
+          source="Kurmanji et al., NeurIPS 2023, arXiv:2302.09880 (NegGrad+)",
+          departs="forget batches are reshuffled in every pass; the published itertools.cycle repeats the first ones")
+def neggrad_plus(task: Task, cfg: NegGradConfig) -> None:
+    """Descend on the retain set and climb on the forget set in every step (NegGrad+)."""
+
+    def loss(model: nn.Module, pair: tuple[Batch, Batch]) -> Tensor:
+        keep, drop = pair
+        return cfg.alpha * cross_entropy(model, keep) - (1 - cfg.alpha) * cross_entropy(model, drop)
+
+    opt = task.sgd(cfg)
+    for epoch in task.epochs(cfg, opt):
+        pairs = zip(task.retain, forever(task.forget), strict=False)
+        task.log(epoch=epoch, loss=opt.epoch(pairs, loss, len(task.retain)), lr=opt.rate(1))

@@ -1,0 +1,145 @@
+"""What a method declares, and what it gets to see: ``register`` and ``Task``."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from dataset import Data, Loader
+from trainer import ScheduleConfig, Sgd, resumable
+from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoConfig(Config):
+    """A method without settings."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SgdConfig(ScheduleConfig):
+    """What every method that trains by SGD has; schedule ``step`` is constant within 91 epochs, as published."""
+
+    unlearn_lr: float = hp(0.01, "learning rate", above=0)
+    unlearn_epochs: int = hp(10, "epochs", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgetOnlyConfig(SgdConfig):
+    """A method that sees the forget set alone."""
+
+    bn_update: bool = hp(False, "let forget batches move batch norm's running statistics, as the published code does")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One entry of the registry; ``uses`` and ``config`` are all that the rest of the suite needs to know.
+
+    fresh: starts from new weights, not from the original's.
+    masked: takes a saliency mask (``--path``).
+    random_labels: belongs to main_random too.
+    departs: where it differs from the published code, for the README.
+    per_protocol: protocol -> values that replace the dataclass defaults there.
+    inherits: own setting -> setting of the original's training whose value is the default.
+    """
+
+    name: str
+    function: Callable[[Task, Any], None]
+    config: type[Config]
+    uses: frozenset[str]
+    source: str
+    fresh: bool = False
+    masked: bool = True
+    random_labels: bool = False
+    departs: str = ""
+    per_protocol: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    inherits: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    def apply(self, model: nn.Module, data: Data, cfg: Config, rt: Runtime, run: Run | None = None,
+              mask: Mask | None = None, mask_mode: str = "strict") -> None:
+        """Unlearn ``data``'s forget set from ``model``, in place.
+
+        Args:
+            mask: parameter name -> bool, False stays bit-identical; a pruned model's own mask comes in here too.
+        """
+        self.function(Task(self, model, data, rt, run, mask, mask_mode), cfg)
+
+
+METHODS: Registry[Method] = Registry("unlearning method")
+
+
+def register(name: str, *, config: type[Config] = NoConfig, uses: str = "", source: str, **more: Any) -> Callable:
+    """Add a method under its published name.
+
+    Args:
+        uses: the parts of the data it reads, of ``retain forget val``; it gets no other.
+        source: paper, venue, arXiv number and equation.
+    """
+
+    def add(function: Callable[[Task, Any], None]) -> Callable[[Task, Any], None]:
+        METHODS.add(name, Method(name, function, config, frozenset(uses.split()), source, **more))
+        return function
+
+    return add
+
+
+class Task:
+    """What a method works on: the model, the parts of the data it declared, random streams, its log and its epochs."""
+
+    def __init__(self, method: Method, model: nn.Module, data: Data, rt: Runtime, run: Run | None,
+                 mask: Mask | None, mask_mode: str) -> None:
+        self.model, self.num_classes, self.mask = model, data.num_classes, mask
+        self._method, self._data, self._rt, self._run, self._mask_mode = method, data, rt, run, mask_mode
+
+    def _part(self, name: str) -> Loader:
+        if name not in self._method.uses:
+            raise AttributeError(f"{self._method.name} did not declare that it uses {name!r}")
+        return self._data.loader(name, self._rt, self._purpose)
+
+    @property
+    def _purpose(self) -> str:
+        """Methods of one seed share their batch orders, so that they differ by what they do; retrain has its own."""
+        return "retrain" if self._method.fresh else "unlearn"
+
+    @cached_property
+    def retain(self) -> Loader:
+        return self._part("retain")
+
+    @cached_property
+    def forget(self) -> Loader:
+        return self._part("forget")
+
+    @cached_property
+    def val(self) -> Loader:
+        return self._part("val")
+
+    def sgd(self, cfg: SgdConfig) -> Sgd:
+        return Sgd(self.model, cfg, lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, rt=self._rt,
+                   mask=self.mask, mask_mode=self._mask_mode)
+
+    def epochs(self, cfg: SgdConfig, opt: Sgd, keep: dict[str, Any] | None = None) -> Iterator[int]:
+        """The epochs to do, resuming where a killed run stood; ``keep`` is the method's own part of the state."""
+        return resumable(cfg.unlearn_epochs, opt, self._rt, self._run, keep)
+
+    def log(self, **row: Any) -> None:
+        if self._run is not None:
+            self._run.log(**row)
+
+    def frozen_copy(self) -> nn.Module:
+        """The model as it is now, in eval mode and out of reach of any optimiser (a teacher)."""
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return self._rt.generator(f"{self._purpose}/{purpose}", self._data.images.home)
+
+    def refuse(self, why: str) -> None:
+        raise BadInput(f"--unlearn {self._method.name}: {why}")

@@ -1,0 +1,73 @@
+"""Saliency of weights for a forget set, and the masks of SalUn (Fan et al., ICLR 2024, arXiv:2310.12508, eq. 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dataset import Data, Loader
+from models import read_safely
+from pruner.mask import as_mask
+from utils import BadInput, Config, Mask, Runtime, find_runs, hp, read_record, sha256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaliencyConfig(Config):
+    """Saliency masks of a forget set."""
+
+    density: tuple[float, ...] = hp((0.5,), "share of the weights that may change; several from one ranking", above=0, high=1)
+    saliency_mode: str = hp("exact", "exact: gradient of the mean loss over the forget set; published: sum of batch "
+                            "means, where a short last batch weighs as much as a full one", choices=("exact", "published"))
+
+
+def saliency(model: nn.Module, forget: Loader, rt: Runtime, mode: str = "exact") -> dict[str, Tensor]:
+    """|gradient| of the forget loss at the model as it is, in eval mode; parameter name -> float tensor.
+
+    The gradient is accumulated over the set and its absolute value taken last. No weight moves: two published code
+    bases step the optimiser meanwhile, and one of them keeps the smallest gradients instead of the largest.
+    """
+    model.eval()
+    params = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(p) for name, p in params.items()}
+    for batch in forget:
+        with rt.autocast():
+            loss = F.cross_entropy(model(batch.x).float(), batch.y, reduction="sum" if mode == "exact" else "mean")
+        torch._foreach_add_(list(sums.values()), torch.autograd.grad(loss, list(params.values())))
+    scale = forget.size if mode == "exact" else 1
+    return {name: (total / scale).abs() for name, total in sums.items()}
+
+
+def find_mask(named: str, model: nn.Module, data: Data) -> tuple[Mask, dict[str, Any], float]:
+    """The mask of ``--path``, its file, hash and density, and the seconds it took to make (0 where no record tells).
+
+    Raises:
+        BadInput: no or several masks there, a mask of another model, or of another forget set.
+    """
+    path = Path(named)
+    if path.is_dir() and not (path / "record.json").exists():
+        found = find_runs(path, ("mask",))
+        fits = [run for run in found if run.record["split_key"] == data.splits.split_key]
+        if len(fits) != 1:
+            raise BadInput(f"--path {named}: {len(fits)} of {len(found)} mask runs there are for this forget set "
+                           f"({', '.join(str(run.folder) for run in fits) or 'run generate_mask.py with the same flags'})")
+        path = fits[0].folder
+    if path.is_dir():
+        files = sorted(path.glob("with_*.pt"))
+        if len(files) != 1:
+            raise BadInput(f"--path {path}: name one of its masks: {', '.join(f.name for f in files) or 'there is none'}")
+        path = files[0]
+    seconds = 0.0
+    if (path.parent / "record.json").exists():
+        record = read_record(path.parent).record
+        if record["split_key"] != data.splits.split_key:
+            raise BadInput(f"--path {path} was made for another forget set (split_key {record['split_key']}, not "
+                           f"{data.splits.split_key}); run generate_mask.py with the same flags")
+        seconds = record["seconds"].get("mask", 0.0)
+    mask = as_mask(read_safely(path), model, path)
+    share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
+    return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4)}, seconds
