@@ -10,8 +10,9 @@ import argparse
 import dataclasses
 import functools
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from evaluation.accuracy import EvaluationConfig
 from evaluation.report import AnalysisConfig
 from pruner.mask import SaliencyMaskConfig
 from unlearn.saliency import SaliencyConfig
-from utils import BadInput, Config, RunConfig, RuntimeConfig, Saved, find_runs, hp, read_record, say, sha256
+from utils import BadInput, Config, RunConfig, RuntimeConfig, Saved, hp, say
 
 # spelling of the published projects -> ours
 ALIASES = {"mask": "checkpoint", "model_path": "checkpoint", "save": "save_dir", "mask_path": "path", "data_dir": "data"}
@@ -34,7 +35,6 @@ NO_EFFECT = {
     "print_freq": "progress is shown once an epoch",
 }
 NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set"}}
-PARENT_STAGES = ("train",)  # stages whose runs are models to unlearn
 PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
     "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
     "sparse": {"epochs": 182, "schedule": "step", "aug": True},
@@ -110,7 +110,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     groups = dict(STAGES[stage][1])
     method = _peek(argv, "unlearn") if "method" in groups else None
     if "method" in groups and "--list" in argv:
-        say(method_list(stage))
+        say(unlearn.method_list(_allowed(stage)))
         parser.exit(0)
     if method is not None:
         groups["cfg"] = _method(stage, method).config
@@ -204,9 +204,18 @@ def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str,
     raise BadInput(f"unknown argument {token!r}; {parser.prog} --help lists the flags")
 
 
+def kind_of(hint: Any) -> tuple[type, bool]:
+    """(item type, is a list) of a settings field's annotation, None aside."""
+    options = [a for a in typing.get_args(hint) if a is not type(None)]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = options[0]
+    many = typing.get_origin(hint) is tuple
+    return (typing.get_args(hint)[0] if many else hint), many
+
+
 def add_flag(box: Any, config: type[Config], field: dataclasses.Field) -> None:
     """One argparse flag (two for a bool) for a settings field; without a default, so that only typed values arrive."""
-    kind, many, optional = config.kinds()[field.name]
+    kind, many = kind_of(typing.get_type_hints(config)[field.name])
     shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = field.metadata["help"] + ("" if field.default is None else f" (default: {shown})")
     text = text.replace("%", "%%")
@@ -233,20 +242,7 @@ def _items(kind: type, text: str) -> tuple[Any, ...]:
     return tuple(_item(kind, part) for part in text.strip("[]").split(","))
 
 
-# ------------------------------------------------------------------------------------- what was not typed, and parents
-
-
-class Original(Saved):
-    """The model to unlearn: a run folder with its record, or a published file without one (record {})."""
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "model.pt" if self.folder.is_dir() else self.folder
-
-    def facts(self) -> dict[str, Any]:
-        """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
-        training = self.record.get("settings", {}).get("cfg")
-        return {"path": str(self.file), "sha256": sha256(self.file), "training": training}
+# ------------------------------------------------------------------------------------------------- what was not typed
 
 
 def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], Any]:
@@ -255,7 +251,7 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     values = {group: {n: typed[n] for n in names[group] if n in typed} for group in groups}
     if "data" not in groups:
         return values, None
-    parent = find_original(typed, values) if "parent" in groups else None
+    parent = models.find_original(typed, narrow_of(values)) if "parent" in groups else None
     if parent is not None and parent.record:
         _inherit(parent, values, names, typed)
     protocol = values["protocol"].get("protocol", "rum")
@@ -273,6 +269,12 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     return values, parent
 
 
+def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The typed flags that say which original is meant."""
+    narrow = {n: v for group in ("protocol", "data", "model", "parent") for n, v in values[group].items()}
+    return {n: v for n, v in narrow.items() if n not in ("checkpoint", "data", "download", "batch_size", "aug")}
+
+
 def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
     """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
     for group in ("protocol", "data", "model"):
@@ -285,57 +287,3 @@ def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, 
             values[group][name] = mine
     if "seed" not in typed:
         values["rt"]["seed"] = parent.setting("seed")
-
-
-def find_original(typed: dict[str, Any], values: dict[str, dict[str, Any]]) -> Original:
-    """The checkpoint that was named, or the one finished training under the run folders that matches what was typed."""
-    narrow = {n: v for group in ("protocol", "data", "model", "parent") for n, v in values[group].items()}
-    narrow = {n: v for n, v in narrow.items() if n not in ("checkpoint", "data", "download", "batch_size", "aug")}
-    named = typed.get("checkpoint")
-    if named is not None and Path(named).is_file():
-        beside = Path(named).parent / "record.json"
-        whole = beside.exists() and Path(named).name == "model.pt"
-        return Original(*read_record(beside.parent)) if whole else Original(Path(named), {})
-    if named is not None and (Path(named) / "record.json").exists():
-        run = read_record(Path(named))
-        if run.record["status"] != "done":
-            raise BadInput(f"--checkpoint {named}: that run is not finished ({run.record['status']}); run its command again")
-        return Original(*run)
-    if named is not None and not Path(named).is_dir():
-        raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
-    if named is None:
-        narrow["seed"] = typed.get("seed", RuntimeConfig().seed)
-    for root in [named] if named is not None else dict.fromkeys([typed.get("save_dir", "runs"), "runs"]):
-        found = find_runs(Path(root), PARENT_STAGES, **narrow)
-        if len(found) == 1:
-            say(f"original: {found[0].folder}")
-            return Original(*found[0])
-        if found:
-            raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
-                           "name one by --checkpoint")
-    told = " ".join(f"--{n} {v}" for n, v in narrow.items())
-    raise BadInput(f"no finished original under {root} matches {told}; train one (python main_train.py {told}) or name "
-                   "one by --checkpoint")
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def method_rows(stage: str = "forget") -> list[tuple[str, str, str, str]]:
-    """Method, what it does, its own flags with defaults, source: one row each, for --list and the README."""
-    rows = []
-    for name in _allowed(stage):
-        method = unlearn.METHODS[name]
-        flags = []
-        for field in dataclasses.fields(method.config):
-            default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
-            if field.name in method.inherits:
-                others = ["the original's"]
-            flags.append(f"--{field.name} {default}" + (f" ({', '.join(others)})" if others else ""))
-        rows.append((name, method.summary, " ".join(flags) or "none", method.source))
-    return rows
-
-
-def method_list(stage: str) -> str:
-    return "\n\n".join(f"{name}: {text}\n  {flags}\n  [{source}]" for name, text, flags, source in method_rows(stage))

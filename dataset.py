@@ -43,10 +43,13 @@ class DataConfig(Config):
 class ForgetConfig(Config):
     """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
 
-    num_indexes_to_replace: int | None = hp(None, "number of examples to forget, drawn at random", low=1)
-    forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1)
-    class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all", low=-1)
-    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget")
+    # what was asked for; runs are told apart by the set itself (its split_key), however it was named
+    num_indexes_to_replace: int | None = hp(None, "number of examples to forget, drawn at random", low=1, digest=False)
+    forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1,
+                                       digest=False)
+    class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
+                                           low=-1, digest=False)
+    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget", digest=False)
 
 
 class Batch(NamedTuple):

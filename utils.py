@@ -18,12 +18,10 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 import resource
 import shutil
 import subprocess
 import time
-import types
 import typing
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -44,19 +42,8 @@ class BadInput(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
-
-
-def hp(
-    default: Any,
-    help: str,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    choices: tuple[str, ...] = (),
-    digest: bool = True,
-) -> Any:
+def hp(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
+       below: float = math.inf, choices: tuple[str, ...] = (), digest: bool = True) -> Any:
     """A setting: a dataclass field that knows its flag's help and its bounds.
 
     Args:
@@ -78,19 +65,6 @@ class Config:
             value = getattr(self, field.name)
             for item in value if isinstance(value, tuple) else (value,):
                 _check(field.name, item, field.metadata)
-
-    @classmethod
-    def kinds(cls) -> dict[str, tuple[type, bool, bool]]:
-        """Field name -> (item type, is a list, may be None), read from the annotations."""
-        return {name: _kind(hint) for name, hint in typing.get_type_hints(cls).items()}
-
-
-def _kind(hint: Any) -> tuple[type, bool, bool]:
-    options = [a for a in typing.get_args(hint) if a is not type(None)]
-    optional = typing.get_origin(hint) in (types.UnionType, typing.Union) and len(options) < len(typing.get_args(hint))
-    hint = options[0] if optional else hint
-    many = typing.get_origin(hint) is tuple
-    return (typing.get_args(hint)[0] if many else hint), many, optional
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
@@ -135,8 +109,6 @@ class Registry(Generic[T]):
 
 
 # ----------------------------------------------------------------------------------------------------------- runtime
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Config):
     """How a stage computes."""
@@ -213,8 +185,6 @@ class Runtime:
 
 
 # ------------------------------------------------------------------------------------------------------- run folders
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """Where results go."""
@@ -244,8 +214,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; repeat the run that wrote it with --force") from None
 
 
 def digest_of(value: Any) -> str:
@@ -259,8 +232,7 @@ def digested(cfg: Config) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    here = pathlib.Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 
@@ -305,25 +277,23 @@ class Run:
         self.cfg, self.stage, self.label = cfg, stage, label
         self.seconds: dict[str, float] = {}
         self.values: dict[str, Any] = {"settings": {k: dataclasses.asdict(v) for k, v in settings.items()}, **identity}
-        key = [SCHEMA, stage, {k: digested(v) for k, v in settings.items()}, identity]
+        placeless = {k: {n: x for n, x in v.items() if n != "path"} if isinstance(v, dict) else v for k, v in identity.items()}
+        key = [SCHEMA, stage, {k: digested(v) for k, v in settings.items()}, placeless]
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
         self.done, self._lock = False, -1
         self._open: tuple[str, float] | None = None
 
     def __enter__(self) -> Run:
         self._take_lock()
-        record = self.folder / "record.json"
-        try:
-            old = json.loads(record.read_text()) if record.exists() else {}
-        except json.JSONDecodeError:
-            old = {}  # not ours and not whole: write_atomic never leaves that
+        old = read_record(self.folder).record if (self.folder / "record.json").exists() else {}
         self.done = old.get("status") == "done" and not self.cfg.force
         if self.done:
             self.values = old
-        else:
-            if old.get("status") == "done":
-                self._clear()
-            self._write("running")
+            return self
+        if old.get("status") == "done":
+            for path in self.folder.iterdir():
+                path.unlink()
+        self._write("running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
@@ -358,10 +328,6 @@ class Run:
             if self.folder.exists() and os.fstat(self._lock).st_ino == self.folder.stat().st_ino:
                 return
             os.close(self._lock)
-
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            path.unlink()
 
     def _write(self, status: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

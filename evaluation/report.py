@@ -63,32 +63,35 @@ def pairs(cfg: AnalysisConfig) -> list[Pair]:
     Raises:
         BadInput: no run passes; a run has no retrain (with the command that makes it), or several.
     """
-    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch", "num_indexes_to_replace", "forget_fraction", "aug")}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch", "aug") if getattr(cfg, name) is not None}
     runs = find_runs(Path(cfg.save_dir), ("forget",), **wanted)
-    if cfg.class_to_replace is not None:
-        runs = [run for run in runs if tuple(run.setting("class_to_replace")) == cfg.class_to_replace]
     if cfg.seed is not None:
         runs = [run for run in runs if run.setting("seed") in cfg.seed]
     retrains: dict[str, list[Saved]] = {}
     for run in runs:
         if run.setting("unlearn") == "retrain":
             retrains.setdefault(_pairing(run), []).append(run)
-    kept = [run for run in runs if cfg.unlearn is None or run.setting("unlearn") in (*cfg.unlearn, "retrain")]
-    if not kept or cfg.unlearn and all(run.setting("unlearn") == "retrain" for run in kept):
+    kept = [run for run in runs if run.setting("unlearn") != "retrain" and _passes(run, cfg)]
+    if not kept:
         raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget passes the filters; main_forget.py makes them")
-    attack = EvaluationConfig(mia=cfg.mia, mia_mode=cfg.mia_mode)
-    metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in runs}
-    found = []
     for run in kept:
         beside = retrains.get(_pairing(run), [])
         if not beside:
             raise BadInput(f"{run.folder} has no retrain to compare with; make it: {retrain_command(run, cfg.save_dir)}")
-        if len(beside) > 1 and run.setting("unlearn") != "retrain":
+        if len(beside) > 1:
             raise BadInput(f"{run.folder} has several retrains: {', '.join(str(b.folder) for b in beside)}; keep one")
-        reference = run if run.setting("unlearn") == "retrain" else beside[0]
-        found.append(Pair(run, reference, metrics[run.folder], metrics[reference.folder]))
-    return found
+    used = [retrains[key][0] for key in dict.fromkeys(map(_pairing, kept))]
+    attack = EvaluationConfig(mia=cfg.mia, mia_mode=cfg.mia_mode)
+    metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in [*used, *kept]}
+    found = [(run, retrains[_pairing(run)][0]) for run in [*used, *kept]]
+    return [Pair(run, ref, metrics[run.folder], metrics[ref.folder]) for run, ref in found]
+
+
+def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
+    """The filters on method and forget set, which a retrain need not pass: it is found through its run."""
+    asked = all(getattr(cfg, name) in (None, run.setting(name)) for name in ("num_indexes_to_replace", "forget_fraction"))
+    classes = cfg.class_to_replace is None or tuple(run.setting("class_to_replace")) == cfg.class_to_replace
+    return asked and classes and (cfg.unlearn is None or run.setting("unlearn") in cfg.unlearn)
 
 
 def _pairing(run: Saved) -> str:
@@ -176,14 +179,13 @@ def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
 def _setting(run: Saved) -> str:
     """Data set, architecture, forget set and training of the original, as one label; equal over seeds."""
     record = run.record
-    training = record["parent"].get("training")
-    tail = digest_of([training, {k: v for k, v in record["settings"]["data"].items() if k not in ("data", "download")}])[:4]
+    tail = digest_of([record["parent"].get("training"), run.setting("imagenet_arch")])[:4]
     return f"{run.setting('dataset')} {run.setting('arch')} forget {record['forget_size']} ({record['split_key'][:6]}-{tail})"
 
 
 def _variant(run: Saved) -> str:
     density = run.record.get("mask", {}).get("density")
-    cfg = run.record["settings"].get("cfg", {})
+    cfg = run.record["settings"]["cfg"] | {name: run.setting(name) for name in ("batch_size", "aug")}
     return json.dumps([run.setting("unlearn"), cfg, density, run.setting("mask_mode"), run.setting("precision")])
 
 

@@ -8,6 +8,7 @@
 
 from models.files import ModelConfig, load, new, save
 from models.layers import Classifier, Normalize, embed, fold_batchnorm
+from models.originals import Original, find_original
 from models.peer import infer_num_classes, load_peer, load_state, read_safely
 from models.registry import ARCHS, Arch, build, build_empty, table
 
@@ -17,9 +18,11 @@ __all__ = [
     "Classifier",
     "ModelConfig",
     "Normalize",
+    "Original",
     "build",
     "build_empty",
     "embed",
+    "find_original",
     "fold_batchnorm",
     "infer_num_classes",
     "load",

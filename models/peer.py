@@ -52,7 +52,7 @@ def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     if not missing + unknown + reshaped:
         model.load_state_dict(state)
         return
-    wrong = [f"{key} is missing" for key in missing] + [f"{key} is unknown to it" for key in unknown]
+    wrong = [f"{key} is missing" for key in missing] + [f"{_shown(key)} is unknown to it" for key in unknown]
     wrong += [f"{key} is {_shape(state[key])} instead of {_shape(model.state_dict()[key])}" for key in reshaped]
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
     name, cause = getattr(model, "arch", type(model).__name__), "architecture (--arch), stem, or a damaged file"
@@ -67,6 +67,11 @@ def _differences(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[l
     return missing, unknown, [key for key in own if key in state and _shape(own[key]) != _shape(state[key])]
 
 
+def _shown(key: Any) -> str:
+    """A key as it is, or escaped and cut where a damaged file made something else of it."""
+    return str(key) if str(key).isprintable() and len(str(key)) <= 80 else f"{key!r:.80}"
+
+
 def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
@@ -79,7 +84,7 @@ def infer_num_classes(state: Mapping[str, Any], arch: str) -> int:
     """
     head = ARCHS[arch].head
     layer = re.compile(rf"{re.escape(head)}(?:\.(\d+))?\.weight")
-    places = {int(found[1] or 0): key for key in state if (found := layer.fullmatch(key))}
+    places = {int(found[1] or 0): key for key in state if (found := layer.fullmatch(str(key)))}
     last = state[places[max(places)]] if places else None
     if not isinstance(last, Tensor) or last.dim() != 2:
         raise BadInput(f"no {head}.weight with a row for each class, so these are not {arch}'s weights; check --arch")
@@ -188,7 +193,7 @@ def _state_dict(content: Any) -> State:
         raise BadInput(f"a {type(content).__name__} instead of a state_dict; save model.state_dict()")
     strange = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
     if strange is not None or not content:
-        holds = f"{strange!r} is a {type(content[strange]).__name__}, not a tensor" if content else "it is empty"
+        holds = f"{_shown(strange)} is a {type(content[strange]).__name__}, not a tensor" if content else "it is empty"
         raise BadInput(f"neither a state_dict nor a dict with one under 'state_dict': {holds}")
     return {str(key): value for key, value in content.items()}
 
@@ -209,11 +214,11 @@ def _unpruned(state: State) -> tuple[State, Mask | None]:
             dense[name] = value
         elif name not in mask:
             if name in state or f"{name}_orig" not in state or f"{name}_mask" not in state:
-                raise BadInput(f"{key} should stand with its pair alone ({name}_orig and {name}_mask); "
+                raise BadInput(f"{_shown(key)} should be one of a pair _orig and _mask, and {_shown(name)} not there; "
                                "the file is damaged")
             weight, kept = state[f"{name}_orig"], state[f"{name}_mask"]
             if weight.shape != kept.shape or not bool(((kept == 0) | (kept == 1)).all()):
-                raise BadInput(f"{name}_mask is not a 0/1 mask of the shape of {name}_orig; the file is damaged")
+                raise BadInput(f"{_shown(name)}_mask is not a 0/1 mask of its weight's shape; the file is damaged")
             mask[name] = kept.bool()
             dense[name] = torch.where(mask[name], weight, torch.zeros_like(weight))
     return dense, mask or None

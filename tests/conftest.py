@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,8 @@ from torch import nn
 import dataset
 import sources
 from dataset import Data, Images, Splits
-from utils import Runtime, RuntimeConfig
+from unlearn import METHODS
+from utils import Config, Runtime, RuntimeConfig
 
 torch.set_num_threads(1)
 
@@ -52,6 +56,29 @@ class TinyNet(nn.Module):
         return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
 
 
+def short_config(name: str, **values: Any) -> Config:
+    """A method's settings for two epochs at a rate that moves weights; values it has no setting for are left out."""
+    config = METHODS[name].config
+    fields = {field.name for field in dataclasses.fields(config)}
+    values = dict(unlearn_lr=0.05, unlearn_epochs=2) | values
+    return config(**{key: value for key, value in values.items() if key in fields})
+
+
+def quiet_runtime(seed: int = 5) -> Runtime:
+    return Runtime(RuntimeConfig(seed=seed, device="cpu", progress=False))
+
+
+def tiny_net(rt: Runtime, classes: int = 3) -> TinyNet:
+    """A TinyNet with the same weights for every runtime of a seed."""
+    with rt.seeded("model"):
+        return TinyNet(classes)
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 @pytest.fixture
 def rt() -> Runtime:
     return Runtime(RuntimeConfig(seed=5, device="cpu", progress=False))
@@ -68,4 +95,4 @@ def model(rt: Runtime) -> nn.Module:
         return TinyNet()
 
 
-__all__ = ["TOY", "TinyNet", "dataset", "make_data", "toy_arrays"]
+__all__ = ["TOY", "TinyNet", "dataset", "make_data", "quiet_runtime", "short_config", "snapshot", "tiny_net", "toy_arrays"]

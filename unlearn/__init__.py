@@ -1,6 +1,7 @@
 """The methods: one function, one settings class and one ``@register`` each; ``METHODS`` holds them by name."""
 
 from unlearn import distill, finetune, gradient, label
-from unlearn.registry import METHODS, Method, SgdConfig, Task, register
+from unlearn.registry import METHODS, Method, SgdConfig, Task, method_list, method_rows, register
 
-__all__ = ["METHODS", "Method", "SgdConfig", "Task", "distill", "finetune", "gradient", "label", "register"]
+__all__ = ["METHODS", "Method", "SgdConfig", "Task", "distill", "finetune", "gradient", "label", "method_list", "method_rows",
+           "register"]

@@ -143,3 +143,22 @@ class Task:
 
     def refuse(self, why: str) -> None:
         raise BadInput(f"--unlearn {self._method.name}: {why}")
+
+
+def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
+    """Method, what it does, its own flags with defaults, source: one row each, for --list and the README."""
+    rows = []
+    for method in map(METHODS.__getitem__, names):
+        flags = []
+        for field in dataclasses.fields(method.config):
+            default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
+            if field.name in method.inherits:
+                default, others = "as the original", []
+            flags.append(f"--{field.name} {default}" + (f" ({', '.join(others)})" if others else ""))
+        rows.append((method.name, method.summary, ", ".join(flags) or "none", method.source))
+    return rows
+
+
+def method_list(names: list[str]) -> str:
+    return "\n\n".join(f"{name}: {text}\n  {flags}\n  [{source}]" for name, text, flags, source in method_rows(names))

@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test bench lint tables clean
+
+demo: $(VENV)/.ready
+	$(RUN) scripts/demo.py
+
+test: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(RUN) -m pytest -q
+
+bench: $(VENV)/.ready
+	$(RUN) -m benchmarks
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+
+tables: $(VENV)/.ready
+	$(RUN) scripts/tables.py
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

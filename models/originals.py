@@ -1,0 +1,60 @@
+"""The original model of a stage: named by --checkpoint, or found among the finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from utils import BadInput, RuntimeConfig, Saved, find_runs, read_record, say, sha256
+
+STAGES = ("train",)  # stages whose runs are models to unlearn
+
+
+class Original(Saved):
+    """The model to unlearn: a run folder with its record, or a published file without one (record {})."""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "model.pt" if self.folder.is_dir() else self.folder
+
+    def facts(self) -> dict[str, Any]:
+        """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
+        training = self.record.get("settings", {}).get("cfg")
+        return {"path": str(self.file), "sha256": sha256(self.file), "training": training}
+
+
+def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
+    """The checkpoint that was named, or the one finished run under the run folders that matches.
+
+    Args:
+        typed: flags of the command line; ``checkpoint``, ``save_dir`` and ``seed`` are read here.
+        narrow: settings that the original's record must have.
+
+    Raises:
+        BadInput: no such file or run, none or several that match (listed).
+    """
+    named = typed.get("checkpoint")
+    if named is not None and Path(named).is_file():
+        beside = Path(named).parent / "record.json"
+        whole = beside.exists() and Path(named).name == "model.pt"
+        return Original(*read_record(beside.parent)) if whole else Original(Path(named), {})
+    if named is not None and (Path(named) / "record.json").exists():
+        run = read_record(Path(named))
+        if run.record["status"] != "done":
+            raise BadInput(f"--checkpoint {named}: that run is not finished ({run.record['status']}); run its command again")
+        return Original(*run)
+    if named is not None and not Path(named).is_dir():
+        raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
+    if named is None:
+        narrow = narrow | {"seed": typed.get("seed", RuntimeConfig().seed)}
+    for root in [named] if named is not None else dict.fromkeys([typed.get("save_dir", "runs"), "runs"]):
+        found = find_runs(Path(root), STAGES, **narrow)
+        if len(found) == 1:
+            say(f"original: {found[0].folder}")
+            return Original(*found[0])
+        if found:
+            raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
+                           "name one by --checkpoint")
+    told = " ".join(f"--{n} {v}" for n, v in narrow.items())
+    raise BadInput(f"no finished original under {root} matches {told}; train one (python main_train.py {told}) or name "
+                   "one by --checkpoint")

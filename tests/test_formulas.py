@@ -1,0 +1,343 @@
+"""Every method's update against values worked out by hand: numpy float64, explicit gradients, only streams are ours.
+
+The model is softmax regression behind batch norm on images of one pixel, logits = gamma (W x + b - m) / s + beta, small
+enough to differentiate on paper, with every kind of parameter in it. A method without a row in ``HAND`` fails.
+
+Shapes: B examples, 3 colours, K = 3 classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY
+from torch import nn
+
+import unlearn.label
+from dataset import Batch, Data, Images, Splits
+from unlearn import METHODS
+from utils import BadInput, Runtime
+
+EPS = 1e-5  # of batch norm
+TOLERANCE = 2e-6  # the methods take their losses in float32; the smallest term tested moves a weight by more than 1e-4
+Grads = dict[str, np.ndarray]
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+class OnePixel(nn.Module):
+    """1 x 1 convolution and batch norm in float64; x float [B, 3, 1, 1] -> logits float64 [B, K]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, eps=EPS)
+        random = np.random.default_rng(3)
+        self.double()
+        with torch.no_grad():
+            for p in (*self.parameters(), self.bn.running_mean, self.bn.running_var):
+                p.copy_(torch.from_numpy(random.uniform(0.3, 1.2, p.shape)))  # away from 0, where |w| has no slope
+            self.conv.weight.mul_(torch.from_numpy(random.choice([-1.0, 1.0], self.conv.weight.shape)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x.double())).flatten(1)
+
+
+class Hand:
+    """The same model with derivatives written out, and SGD as a recursion; parameters by torch's names, float64."""
+
+    def __init__(self, model: OnePixel, cfg: dict[str, Any]) -> None:
+        self.state = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+        self.state["conv.weight"] = self.state["conv.weight"].reshape(3, 3)
+        self.names = [name for name, _ in model.named_parameters()]
+        self.velocity: Grads = {name: np.zeros_like(self.state[name]) for name in self.names}
+        self.cfg, self.frozen = cfg, False
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """In eval mode, by running statistics; float64 [B, K]."""
+        s = self.state
+        z = x @ s["conv.weight"].T + s["conv.bias"]
+        return s["bn.weight"] * (z - s["bn.running_mean"]) / np.sqrt(s["bn.running_var"] + EPS) + s["bn.bias"]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """In training mode, by the batch's statistics; they enter the running ones by a tenth (variance over B - 1)."""
+        s = self.state
+        z = x @ s["conv.weight"].T + s["conv.bias"]
+        mean, var = z.mean(0), z.var(0)
+        if not self.frozen:
+            s["bn.running_mean"] = 0.9 * s["bn.running_mean"] + 0.1 * mean
+            s["bn.running_var"] = 0.9 * s["bn.running_var"] + 0.1 * var * len(x) / (len(x) - 1)
+            s["bn.num_batches_tracked"] = s["bn.num_batches_tracked"] + 1
+        self.x, self.deviation = x, np.sqrt(var + EPS)
+        self.unit = (z - mean) / self.deviation
+        return s["bn.weight"] * self.unit + s["bn.bias"]
+
+    def backward(self, d: np.ndarray) -> Grads:
+        """Parameter gradients from d loss / d logits [B, K] of the last ``forward``."""
+        du = d * self.state["bn.weight"]
+        dz = (du - du.mean(0) - self.unit * (du * self.unit).mean(0)) / self.deviation
+        return {"conv.weight": dz.T @ self.x, "conv.bias": dz.sum(0),
+                "bn.weight": (d * self.unit).sum(0), "bn.bias": d.sum(0)}
+
+    def cross_entropy(self, batch: tuple[np.ndarray, np.ndarray]) -> Grads:
+        """d CE / d logits = (softmax - onehot) / B."""
+        x, y = batch
+        return self.backward((softmax(self.forward(x)) - np.eye(3)[y]) / len(x))
+
+    def step(self, rate: float, *terms: tuple[float, Grads], l1: float = 0.0) -> None:
+        """v <- momentum v + sum of weighted gradients + l1 sign(w) + decay w; w <- w - rate v."""
+        for name in self.names:
+            w = self.state[name]
+            grad = sum(weight * grads[name] for weight, grads in terms) + l1 * np.sign(w) + self.cfg["weight_decay"] * w
+            self.velocity[name] = self.cfg["momentum"] * self.velocity[name] + grad
+            self.state[name] = w - rate * self.velocity[name]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    power = np.exp(logits - logits.max(1, keepdims=True))
+    return power / power.sum(1, keepdims=True)
+
+
+class Orders:
+    """Batches in the order that the runtime's streams say, cut by hand."""
+
+    def __init__(self, data: Data, rt: Runtime, purpose: str) -> None:
+        self.data, self.rt, self.purpose = data, rt, purpose
+        self.streams: dict[str, torch.Generator] = {}
+
+    def stream(self, purpose: str) -> torch.Generator:
+        if purpose not in self.streams:
+            self.streams[purpose] = torch.Generator().manual_seed(self.rt.seed_of(purpose))
+        return self.streams[purpose]
+
+    def labels(self, part: str) -> np.ndarray:
+        return self.data.images.y.numpy()[self.data.index(part)]
+
+    def once(self, *parts: str, labels: np.ndarray | None = None) -> Batches:
+        """One pass over the parts together, in the order of the first one's stream; ``labels`` replaces its labels."""
+        index = np.concatenate([self.data.index(part) for part in parts])
+        y = np.concatenate([self.labels(part) for part in parts])
+        if labels is not None:
+            y[: len(labels)] = labels
+        order = torch.randperm(len(index), generator=self.stream(f"order/{self.purpose}/{parts[0]}")).numpy()
+        x = self.data.images.x.numpy()[index].reshape(len(index), 3) / 255.0
+        for start in range(0, len(index), self.data.batch_size):
+            chosen = order[start : start + self.data.batch_size]
+            yield x[chosen], y[chosen]
+
+    def again(self, part: str) -> Batches:
+        while True:
+            yield from self.once(part)
+
+
+def rate(cfg: dict[str, Any], epoch: int) -> float:
+    """Cosine to zero over the method's own epochs, or steps."""
+    if cfg["schedule"] == "cosine":
+        return cfg["unlearn_lr"] * (1 + math.cos(math.pi * epoch / cfg["unlearn_epochs"])) / 2
+    return cfg["unlearn_lr"] * cfg["lr_gamma"] ** len([m for m in cfg["decreasing_lr"] if m <= epoch])
+
+
+def by_hand_descent(hand: Hand, orders: Orders, cfg: dict[str, Any], penalty: Callable[[int], float]) -> None:
+    for epoch in range(cfg["unlearn_epochs"]):
+        for batch in orders.once("retain"):
+            hand.step(rate(cfg, epoch), (1, hand.cross_entropy(batch)), l1=penalty(epoch))
+
+
+def by_hand_l1(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
+    epochs, last = cfg["unlearn_epochs"], cfg["no_l1_epochs"]
+    weights = {(2, 0): [1, 0.5], (3, 1): [1, 0.5, 0], (4, 0): [1, 0.75, 0.5, 0.25], (2, 2): [1, 1]}[epochs, last]
+    by_hand_descent(hand, orders, cfg, lambda epoch: cfg["alpha"] * weights[epoch])
+
+
+def by_hand_ascent(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
+    hand.frozen = not cfg["bn_update"]
+    for epoch in range(cfg["unlearn_epochs"]):
+        for batch in orders.once("forget"):
+            hand.step(rate(cfg, epoch), (-1, hand.cross_entropy(batch)), l1=cfg.get("alpha", 0.0))
+
+
+def by_hand_neggrad_plus(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
+    for epoch in range(cfg["unlearn_epochs"]):
+        forget = orders.again("forget")
+        for keep in orders.once("retain"):
+            up = cfg["alpha"], hand.cross_entropy(keep)
+            hand.step(rate(cfg, epoch), up, (-(1 - cfg["alpha"]), hand.cross_entropy(next(forget))))
+
+
+def by_hand_scrub(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
+    """d T^2 KL(teacher || student) / d student = T (softmax(student / T) - softmax(teacher / T)) / B."""
+    teacher, T = Hand(OnePixel(), cfg), cfg["kd_T"]
+
+    def slopes(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        x, y = batch
+        logits = hand.forward(x)
+        kept = T * (softmax(logits / T) - softmax(teacher.logits(x) / T)) / len(x)
+        return kept, (softmax(logits) - np.eye(3)[y]) / len(x)
+
+    for epoch in range(cfg["unlearn_epochs"]):
+        for batch in orders.once("forget") if epoch < cfg["msteps"] else ():
+            hand.step(rate(cfg, epoch), (-1, hand.backward(slopes(batch)[0])))
+        for batch in orders.once("retain"):
+            kept, right = slopes(batch)
+            hand.step(rate(cfg, epoch), (1, hand.backward(cfg["beta"] * kept + cfg["gamma"] * right)))
+
+
+def by_hand_random_labels(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
+    stream, true = orders.stream("unlearn/labels"), orders.labels("forget")
+    for epoch in range(cfg["unlearn_epochs"]):
+        if cfg["rl_labels"] == "any":
+            drawn = torch.randint(0, 3, true.shape, generator=stream).numpy()
+        else:
+            drawn = (true + torch.randint(1, 3, true.shape, generator=stream).numpy()) % 3
+            assert (drawn != true).all()
+        if cfg["rl_form"] == "mixed":
+            passes = [orders.once("forget", "retain", labels=drawn)]
+        else:
+            passes = [orders.once("forget", labels=drawn), orders.once("retain")]
+        for batches in passes:
+            for batch in batches:
+                hand.step(rate(cfg, epoch), (1, hand.cross_entropy(batch)))
+
+
+L1 = [dict(alpha=0.02), dict(alpha=0.02, unlearn_epochs=3, no_l1_epochs=1), dict(alpha=0.02, unlearn_epochs=4),
+      dict(alpha=0.02, no_l1_epochs=2)]
+RANDOM_LABELS = [dict(rl_form="mixed"), dict(rl_form="sequential"), dict(rl_form="mixed", rl_labels="any"),
+                 dict(rl_form="sequential", rl_labels="any")]
+ASCENT = [{}, dict(bn_update=True)]
+# method -> the settings to try it with, and how its steps go on paper
+HAND: dict[str, tuple[list[dict[str, Any]], Callable[[Hand, Orders, dict[str, Any]], None]]] = {
+    "raw": ([{}], lambda hand, orders, cfg: None),
+    "retrain": ([dict(schedule="cosine", unlearn_epochs=3), dict(schedule="step"), dict(alpha=0.02)],
+                lambda hand, orders, cfg: by_hand_descent(hand, orders, cfg, lambda epoch: cfg["alpha"])),
+    "FT": ([{}, dict(schedule="cosine")],
+           lambda hand, orders, cfg: by_hand_descent(hand, orders, cfg, lambda epoch: 0.0)),
+    "FT_l1": (L1, by_hand_l1),
+    "FT_prune": (L1, by_hand_l1),
+    "GA": (ASCENT, by_hand_ascent),
+    "GA_l1": ([case | dict(alpha=0.02) for case in ASCENT], by_hand_ascent),
+    "NG": ([dict(alpha=0.7), dict(alpha=0.95), dict(alpha=0.7, batch_size=100)], by_hand_neggrad_plus),
+    "SCRUB": ([dict(msteps=m, kd_T=2.0, beta=0.4, gamma=0.8) for m in (0, 1, 2, 5)]
+              + [dict(beta=0.0), dict(gamma=0.0), dict(unlearn_epochs=3, msteps=2, kd_T=1.0)], by_hand_scrub),
+    "RL": (RANDOM_LABELS, by_hand_random_labels),
+    "RL_og": (RANDOM_LABELS, by_hand_random_labels),
+}
+COMMON = dict(unlearn_lr=0.1, unlearn_epochs=2, momentum=0.8, weight_decay=0.03, schedule="step", decreasing_lr=(1,),
+              lr_gamma=0.5)
+
+
+def one_pixel_data(rt: Runtime, batch_size: int = 4, classes: int = 3, forget: int = 6, retain: int = 12) -> Data:
+    """4 validation examples, then retain and forget in between; at batch 4, 3 batches of retain and 4 + 2 of forget."""
+    random, count = np.random.default_rng(11), 4 + forget + retain
+    x, y = random.integers(0, 256, (count, 1, 1, 3), np.uint8), random.integers(0, classes, count)
+    gone = np.sort(random.choice(np.arange(4, count), forget, replace=False))
+    train = np.arange(4, count)
+    splits = Splits(train, np.arange(4), np.setdiff1d(train, gone), gone, (), "data", "split")
+    return Data(TOY, Images(x, y, TOY, rt), Images(x[:4], y[:4], TOY, rt), classes, splits, batch_size, False)
+
+
+def test_every_method_has_a_hand_calculation() -> None:
+    assert set(METHODS.names()) == set(HAND)
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in HAND for case in HAND[name][0]], ids=str)
+def test_method_equals_its_hand_calculation(name: str, case: dict[str, Any], rt: Runtime) -> None:
+    """All parameters and batch norm's buffers after epochs of several batches, with momentum, decay and a schedule."""
+    method, case = METHODS[name], dict(case)
+    data = one_pixel_data(rt, case.pop("batch_size", 4))
+    fields = {field.name for field in dataclasses.fields(method.config)}
+    cfg = method.config(**{key: value for key, value in (COMMON | case).items() if key in fields})
+    model = OnePixel()
+    hand = Hand(model, dataclasses.asdict(cfg))
+    HAND[name][1](hand, Orders(data, rt, "retrain" if method.fresh else "unlearn"), dataclasses.asdict(cfg))
+    method.apply(model, data, cfg, rt)
+    for key, value in model.state_dict().items():
+        by_hand = hand.state[key].reshape(value.shape)
+        np.testing.assert_allclose(value.numpy(), by_hand, rtol=0, atol=TOLERANCE, err_msg=key)
+    moved = max(float((p - q).detach().abs().max())
+                for p, q in zip(model.parameters(), OnePixel().parameters(), strict=True))
+    assert moved > 1e-2 or name == "raw"
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["cross-entropy", "distillation"])
+def test_gradients_on_paper_are_slopes(weights: tuple[float, float]) -> None:
+    """The hand calculation's own gradients against central differences (step 1e-6, tolerance 1e-7)."""
+    random, T = np.random.default_rng(2), 2.5
+    x, y, other = random.uniform(size=(5, 3)), random.integers(0, 3, 5), random.normal(size=(5, 3))
+    hand = Hand(OnePixel(), {})
+
+    def loss() -> float:
+        logits = hand.forward(x)
+        p, soft, target = softmax(logits), softmax(logits / T), softmax(other / T)
+        kl = T**2 * (target * np.log(target / soft)).sum() / 5
+        return weights[0] * -np.log(p[np.arange(5), y]).mean() + weights[1] * kl
+
+    logits = hand.forward(x)
+    d = weights[0] * (softmax(logits) - np.eye(3)[y]) / 5
+    d = d + weights[1] * T * (softmax(logits / T) - softmax(other / T)) / 5
+    for name, gradient in hand.backward(d).items():
+        w = hand.state[name]
+        for at in np.ndindex(w.shape):
+            start, ends = w[at], []
+            for shift in (1e-6, -1e-6):
+                w[at] = start + shift
+                ends.append(loss())
+            w[at] = start
+            assert abs((ends[0] - ends[1]) / 2e-6 - gradient[at]) < 1e-7, name
+
+
+def seen_labels(monkeypatch: pytest.MonkeyPatch, data: Data, rt: Runtime, epochs: int, **case: Any) -> np.ndarray:
+    """The label each training image was trained with, int64 [epochs, N], -1 for those not trained on."""
+    seen = np.full((epochs, len(data.images.y)), -1)
+    visits = np.zeros(len(data.images.y), int)
+    real = unlearn.label.cross_entropy
+
+    def spy(model: nn.Module, batch: Batch) -> torch.Tensor:
+        index = batch.index.numpy()
+        seen[visits[index], index] = batch.y.numpy()
+        visits[index] += 1
+        return real(model, batch)
+
+    monkeypatch.setattr(unlearn.label, "cross_entropy", spy)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, data.num_classes))
+    METHODS["RL"].apply(model, data, METHODS["RL"].config(unlearn_epochs=epochs, unlearn_lr=0.01, **case), rt)
+    assert set(visits[data.index("train")]) == {epochs}
+    return seen
+
+
+@pytest.mark.parametrize("rl_form", ["mixed", "sequential"])
+@pytest.mark.parametrize("rl_labels", ["wrong", "any"])
+def test_random_labels_cover_every_class(rl_form: str, rl_labels: str, rt: Runtime,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 23 classes: the forget set gets labels of all of them, anew in each epoch, and retain keeps its own."""
+    data = one_pixel_data(rt, batch_size=64, classes=23, forget=200, retain=50)
+    seen = seen_labels(monkeypatch, data, rt, 3, rl_form=rl_form, rl_labels=rl_labels)
+    forget, retain, true = data.index("forget"), data.index("retain"), data.images.y.numpy()
+    assert (seen[:, retain] == true[retain]).all()
+    assert set(seen[:, forget].ravel()) == set(range(23))
+    kept = (seen[:, forget] == true[forget]).mean()
+    assert kept == 0 if rl_labels == "wrong" else 0.01 < kept < 0.09  # 1 / 23 of 600, within 4 sigma
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (seen[a, forget] == seen[b, forget]).mean() < 0.15
+
+
+@pytest.mark.parametrize("how", ["wrong", "any"])
+def test_random_labels_are_uniform(how: str) -> None:
+    """Each allowed class comes up as often as the others, within 5 sigma of 20,000 draws for one true class."""
+    stream = torch.Generator().manual_seed(1)
+    drawn = unlearn.label.draw_labels(torch.full((20_000,), 7), 12, how, stream)
+    share = np.bincount(drawn.numpy(), minlength=12) / 20_000
+    expected = np.full(12, 1 / 12) if how == "any" else np.where(np.arange(12) == 7, 0, 1 / 11)
+    assert drawn.dtype == torch.int64 and (share[expected == 0] == 0).all()
+    assert np.abs(share - expected).max() < 5 * math.sqrt(1 / 11 / 20_000)
+
+
+@pytest.mark.parametrize("name", ["FT_l1", "FT_prune"])
+def test_more_epochs_without_penalty_than_epochs_is_refused(name: str, rt: Runtime) -> None:
+    method = METHODS[name]
+    with pytest.raises(BadInput, match="--no_l1_epochs 3 exceeds --unlearn_epochs 2") as raised:
+        method.apply(OnePixel(), one_pixel_data(rt), method.config(unlearn_epochs=2, no_l1_epochs=3), rt)
+    assert "\n" not in str(raised.value)
