@@ -108,8 +108,8 @@ def histograms(table: list[Row], bins: int = 20) -> Figure:
         for outputs, part, colour, label in ((own, "test", GREEN, "test"), (own, "forget", ORANGE, "forget"),
                                              (ref, "forget", "black", "forget, retrain")):
             values = confidences(outputs[f"{part}_logits"], outputs[f"{part}_labels"])
-            panel.hist(values, bins, (0, 1), weights=np.full(len(values), 1 / len(values)), histtype="step", color=colour,
-                       label=label, linewidth=1.6, linestyle="--" if colour == "black" else "-")
+            panel.hist(values, bins, range=(0, 1), weights=np.full(len(values), 1 / len(values)), histtype="step",
+                       color=colour, label=label, linewidth=1.6, linestyle="--" if colour == "black" else "-")
         panel.set_yscale("log")
         panel.set_title(f"{row.method}, seed {row.pairs[0].seed}", fontsize=9)
     for panel in panels.flat[len(shown):]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.peer import load_peer, load_state, read_safely
-from models.registry import ARCHS, build
+from models.registry import ARCHS, build, build_empty
 from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp
 
 
@@ -55,17 +55,18 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
     Raises:
         BadInput: not a checkpoint, damaged, of another architecture or another number of classes.
     """
-    content, mask = read_safely(path), None
-    model = new(cfg, data, rt, "load")
+    content = read_safely(path)
     if isinstance(content, dict) and "schema" in content:
-        if content["schema"] != SCHEMA or "state_dict" not in content:
+        about = {name: content.get(name) for name in ("arch", "num_classes", "imagenet")}
+        wanted = {"arch": cfg.arch, "num_classes": data.num_classes, "imagenet": cfg.imagenet_arch}
+        if content["schema"] != SCHEMA or "state_dict" not in content or None in about.values():
             raise BadInput(f"{path} is no model of this version (schema {content['schema']}); main_train.py writes model.pt")
-        for name, mine in (("arch", model.arch), ("num_classes", model.num_classes), ("imagenet", model.imagenet)):
-            if content[name] != mine:
-                raise BadInput(f"{path} is a model with {name} {content[name]}, not {mine}; give the --arch, --dataset "
+        for name, mine in wanted.items():
+            if about[name] != mine:
+                raise BadInput(f"{path} is a model with {name} {about[name]}, not {mine}; give the --arch, --dataset "
                                "and --classes it was trained with")
+        model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch), content.get("mask")
         load_state(model, content["state_dict"])
-        mask = content.get("mask")
     else:
         source = data.source
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,

@@ -41,7 +41,8 @@ def tables() -> dict[str, str]:
 def filled(text: str) -> str:
     """The README with every generated table as it should be now."""
     for name, table in tables().items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
+        place = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(place, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
         assert count == 1, f"README.md has {count} places for the table {name!r}"
     return text
 

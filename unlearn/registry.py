@@ -146,11 +146,16 @@ class Task:
 
 
 def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
-    """Method, what it does, its own flags with defaults, source: one row each, for --list and the README."""
-    rows = []
+    """Method, what it does, its own flags with defaults, source: one row each, for --list and the README.
+
+    The optimiser's flags, which every method that trains has, are left out where their defaults are the common ones.
+    """
+    rows, common = [], {field.name: field.default for field in dataclasses.fields(ScheduleConfig)}
     for method in map(METHODS.__getitem__, names):
         flags = []
         for field in dataclasses.fields(method.config):
+            if field.name in common and common[field.name] == field.default and field.name not in method.inherits:
+                continue
             default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
             if field.name in method.inherits:

@@ -1,0 +1,79 @@
+"""The README is true: its tables are the generated ones, and its commands parse unchanged and run at toy size."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import arg_parser
+import models
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("python ")]
+STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
+TOY = {"dataset": "digits", "arch": "resnet20s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "100",
+       "batch_size": "256", "msteps": "1"}
+
+
+def test_readme_has_a_command_for_every_stage() -> None:
+    assert {command.split()[1] for command in COMMANDS} == set(STAGE_OF)
+
+
+def test_tables_are_the_generated_ones() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.filled(README) == README, "run make tables"
+
+
+def test_make_targets_and_scripts_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for script in re.findall(r"scripts/\w+\.sh", README):
+        assert (ROOT / script).stat().st_mode & 0o111, script
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"x")
+    monkeypatch.setattr("models.find_original", lambda typed, narrow: models.Original(file, {}))
+    if {"--list", "--help"} & set(words):
+        with pytest.raises(SystemExit) as end:
+            arg_parser.parse(STAGE_OF[words[1]], words[2:])
+        assert end.value.code == 0
+    else:
+        arg_parser.parse(STAGE_OF[words[1]], words[2:])
+
+
+def toy(words: list[str]) -> list[str]:
+    """The command with only data set, architecture, counts and epochs replaced."""
+    out = list(words)
+    for place, word in enumerate(words[:-1]):
+        if word.startswith("--") and word[2:] in TOY:
+            out[place + 1] = TOY[word[2:]]
+    return out
+
+
+def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        words = toy(shlex.split(command))
+        if {"--list", "--help"} & set(words):
+            continue
+        main = importlib.import_module(words[1].removesuffix(".py")).main
+        main([*words[2:], *([] if words[1].startswith("analysis") else ["--no_progress", "--device", "cpu"])])
+    said = capsys.readouterr().out
+    assert "| retrain" in said and "ToW-MIA" in said
+    made = {path.name for path in (tmp_path / "runs" / "analysis").iterdir()}
+    assert {"tow.csv", "tow.md", "tow.png", "accuracy.png", "confidence.png", "cost.png", "tow_mia.csv", "mia.png"} <= made
