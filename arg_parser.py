@@ -277,11 +277,11 @@ def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
     """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
-    for group in ("protocol", "data", "model"):
+    for group in ("protocol", "data", "model", "parent"):
         for name in names[group]:
             theirs = parent.setting(name)
             mine = typed.get(name, theirs)
-            if mine != theirs and name not in ("data", "download", "batch_size", "aug", "protocol"):
+            if mine != theirs and name not in ("data", "download", "batch_size", "aug", "protocol", "checkpoint"):
                 raise BadInput(f"--{name} {mine}: the original in {parent.folder} has {theirs}; leave the flag away or "
                                "name another --checkpoint")
             values[group][name] = mine

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import sources
+from sources.arrays import UNREADABLE
 from utils import BadInput, Config, Runtime, hp
 
 EVAL_BATCH = 256  # larger batches are slower on a CPU (fresh 50 MB buffers) and no faster on a GPU
@@ -316,7 +317,9 @@ def _draw_forget(cfg: ForgetConfig, y: np.ndarray, train: np.ndarray, num_classe
     count, fraction, wanted = cfg.num_indexes_to_replace, cfg.forget_fraction, cfg.class_to_replace
     if count and fraction:
         raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
-    if -1 in wanted and (len(wanted) > 1 or not (count or fraction)):
+    if -1 in wanted and len(wanted) > 1:
+        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: -1 means all classes and stands alone")
+    if -1 in wanted and not (count or fraction):
         raise BadInput("say what to forget: --num_indexes_to_replace N, --forget_fraction F, --class_to_replace C "
                        "or --forget_index FILE")
     missing = [c for c in wanted if c >= num_classes]
@@ -343,7 +346,7 @@ def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:
             read = np.load(path, allow_pickle=False)
             if isinstance(read, np.lib.npyio.NpzFile):
                 read = read["forget"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"cannot read --forget_index {path}: {error}; it takes .npy, .json, or .npz with 'forget'") from None
     if read.ndim != 1 or not len(read) or not np.issubdtype(read.dtype, np.integer):
         raise BadInput(f"--forget_index {path}: need a list of one or more whole numbers; got {read.dtype} {read.shape}")

@@ -21,7 +21,7 @@ def forget(args):
     model, pruned = models.load(args.original.file, args.model, data, rt)
     salient, identity, mask_seconds = None, args.identity, 0.0
     if args.mask.path is not None:
-        salient, facts, mask_seconds = find_mask(args.mask.path, model, data)
+        salient, facts, mask_seconds = find_mask(args.mask.path, model, data, identity["parent"]["sha256"])
         identity = identity | {"mask": facts}
     with Run(args.run, "forget", args.label, args.settings, **identity, **data.splits.keys()) as run:
         if run.done:

@@ -154,7 +154,8 @@ def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, An
         first = state["epoch"]
     saved = time.perf_counter()
     label = run.label if run is not None else ""
-    for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=not rt.cfg.progress, leave=False):
+    hidden = None if rt.cfg.progress else True  # None: hidden where nobody watches, as in a log file
+    for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=hidden, leave=False):
         opt.at = epoch
         yield epoch
         if run is not None and epoch + 1 < n and time.perf_counter() - saved >= run.cfg.resume_every:

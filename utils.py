@@ -77,7 +77,7 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     inside = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
     if not inside or math.isinf(value):  # NaN fails every comparison
         left = f"({meta['above']:g}" if meta["above"] > -math.inf else f"[{meta['low']:g}"
-        right = f"{meta['below']:g})" if meta["below"] < math.inf else f"{meta['high']:g}]"
+        right = f"{meta['high']:g}]" if meta["high"] < math.inf else f"{meta['below']:g})"
         raise BadInput(f"--{name} must lie in {left}, {right}; got {value:g}")
 
 
@@ -142,6 +142,7 @@ class Runtime:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
         self._streams: dict[str, torch.Generator] = {}
+        self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
@@ -153,8 +154,9 @@ class Runtime:
 
     def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
         """A random stream of its own on the device; its position is part of the state that resuming restores."""
-        self._streams[purpose] = torch.Generator(device or self.device).manual_seed(self.seed_of(purpose))
-        return self._streams[purpose]
+        stream = torch.Generator(device or self.device).manual_seed(self.seed_of(purpose))
+        self._streams[purpose] = stream.set_state(self._restored.pop(purpose, stream.get_state()))
+        return stream
 
     @contextlib.contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
@@ -164,11 +166,12 @@ class Runtime:
             yield
 
     def streams(self) -> dict[str, Tensor]:
-        return {purpose: stream.get_state() for purpose, stream in self._streams.items()}
+        return self._restored | {purpose: stream.get_state() for purpose, stream in self._streams.items()}
 
     def restore_streams(self, states: Mapping[str, Tensor]) -> None:
-        for purpose, state in states.items():
-            self._streams[purpose].set_state(state)
+        self._restored = dict(states)
+        for purpose in self._streams.keys() & states.keys():
+            self._streams[purpose].set_state(self._restored.pop(purpose))
 
     def drain(self) -> None:
         """Wait for the device, so that a clock read next counts all the work that was asked for."""
@@ -250,10 +253,10 @@ class Saved(typing.NamedTuple):
 def read_record(folder: Path) -> Saved:
     try:
         record = json.loads((folder / "record.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise BadInput(f"{folder} holds no readable record.json ({error}); give the folder of a finished run") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise BadInput(f"{folder / 'record.json'} is not of schema {SCHEMA}; it was written by another version")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} holds no readable record.json ({error}); repeat that run or remove the folder") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not {"status", "settings"} <= record.keys():
+        raise BadInput(f"{folder / 'record.json'} is no record of schema {SCHEMA}; repeat that run or remove the folder")
     return Saved(folder, record)
 
 
@@ -280,7 +283,7 @@ class Run:
         placeless = {k: {n: x for n, x in v.items() if n != "path"} if isinstance(v, dict) else v for k, v in identity.items()}
         key = [SCHEMA, stage, {k: digested(v) for k, v in settings.items()}, placeless]
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
-        self.done, self._lock = False, -1
+        self.done, self._lock, self._made = False, -1, [self.folder]
         self._open: tuple[str, float] | None = None
 
     def __enter__(self) -> Run:
@@ -305,9 +308,9 @@ class Run:
                 (self.folder / "state.pt").unlink(missing_ok=True)
             elif issubclass(kind, BadInput):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                for parent in (self.folder.parent, self.folder.parent.parent):
+                for made in self._made:
                     with contextlib.suppress(OSError):  # not empty: others' runs live there
-                        parent.rmdir()
+                        made.rmdir()
             elif issubclass(kind, Exception):
                 self._write(f"failed: {kind.__name__}: {error}")
         finally:
@@ -316,6 +319,7 @@ class Run:
     def _take_lock(self) -> None:
         while True:  # a folder that was removed while we waited for its lock is made anew
             try:
+                self._made = [parent for parent in self.folder.parents if not parent.exists()]
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = os.open(self.folder, os.O_RDONLY)
             except OSError as error:

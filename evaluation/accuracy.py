@@ -13,6 +13,7 @@ from torch import nn
 
 from dataset import Data
 from evaluation import mia, tow
+from sources.arrays import UNREADABLE
 from trainer import predict
 from utils import BadInput, Config, Run, Runtime, hp
 
@@ -92,7 +93,7 @@ def load_outputs(folder: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(folder / "outputs.npz", allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"cannot read {folder / 'outputs.npz'} ({error}); repeat that run with --force") from None
 
 

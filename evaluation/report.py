@@ -16,6 +16,7 @@ from evaluation import tow
 from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of
 from utils import BadInput, Saved, digest_of, find_runs, hp, write_atomic
 
+WEAK = 60.0  # AUC in % under which an attack's threshold says little
 FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
 
 
@@ -228,13 +229,22 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
         body = [["method", "n", *present]]
         for row in part:
             n = max(n for _, _, n in row.numbers.values())
-            body.append([row.method, f"{n} pairs" if row.method == FLOOR else f"{n}",
+            body.append([row.method, f"{n} pair{'s'[: n - 1]}" if row.method == FLOOR else f"{n}",
                          *(cell(row.numbers.get(c), 3 if c.startswith("ToW") else 2) for c in present)])
         widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
         text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
         text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        lines += [f"{setting}", "", *text, ""]
+        lines += [f"{setting}", "", *text, "", *_notes(part, columns)]
     return "\n".join(lines)
+
+
+def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
+    """What a reader of this table must know to not misread it."""
+    aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
+    if "MIA" in columns and aucs and max(aucs) < WEAK:
+        return [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",
+                "its threshold is arbitrary, and MIA and ToW-MIA are mostly noise; more memorization or more images help.", ""]
+    return []
 
 
 def write_csv(path: Path, table: list[Row]) -> None:

@@ -31,7 +31,7 @@ SMOOTHING = (0.3, 0.03, 3e-3, 3e-4)  # half-width of the rounded corner of the h
 NEWTON_STEPS = 100  # in one stage; the hardest case measured took 30
 GAP_TOLERANCE = 1e-4  # duality gap over objective; libsvm's own stopping rule leaves about as much
 VALUE_TOLERANCE = 2e-3  # decision value on the factor against the kernel; libsvm's own tolerance moves it as much
-UNDECIDED = 0.01  # share of rows that may lie within that tolerance of zero, where the sign says nothing
+UNDECIDED = 0.005  # share of rows that may lie within that tolerance of zero, where the sign says nothing
 CANDIDATES = 1500  # rows from which one round of the factorisation takes its landmarks
 CHECKED_ROWS = 128  # rows whose decision value is compared with the kernel's
 

@@ -80,7 +80,8 @@ def noise_floor(retrained: Sequence[Mapping[str, float]], measure: Measure = tow
 def average_gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Mean |difference| over ``UA``, ``RA``, ``TA`` and ``MIA``, in the unit they are given in; 0 is best.
 
-    Source: "Disparity Ave." of Jia et al., NeurIPS 2023, arXiv:2304.04934; "Avg. Gap" of Fan et al., ICLR 2024, arXiv:2310.12508.
+    Source: "Disparity Ave." of Jia et al., NeurIPS 2023, arXiv:2304.04934; "Avg. Gap" of Fan et al., ICLR 2024,
+    arXiv:2310.12508.
 
     Raises:
         BadInput: an entry is missing or NaN.

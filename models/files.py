@@ -66,7 +66,10 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
                 raise BadInput(f"{path} is a model with {name} {about[name]}, not {mine}; give the --arch, --dataset "
                                "and --classes it was trained with")
         model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch), content.get("mask")
-        load_state(model, content["state_dict"])
+        try:
+            load_state(model, content["state_dict"])
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
     else:
         source = data.source
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,

@@ -47,7 +47,8 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
         raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
     if named is None:
         narrow = narrow | {"seed": typed.get("seed", RuntimeConfig().seed)}
-    for root in [named] if named is not None else dict.fromkeys([typed.get("save_dir", "runs"), "runs"]):
+    roots = [named] if named is not None else list(dict.fromkeys([typed.get("save_dir", "runs"), "runs"]))
+    for root in roots:
         found = find_runs(Path(root), STAGES, **narrow)
         if len(found) == 1:
             say(f"original: {found[0].folder}")
@@ -55,6 +56,6 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
         if found:
             raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
                            "name one by --checkpoint")
-    told = " ".join(f"--{n} {v}" for n, v in narrow.items())
-    raise BadInput(f"no finished original under {root} matches {told}; train one (python main_train.py {told}) or name "
-                   "one by --checkpoint")
+    told = " ".join(f"--{n}" if v is True else f"--no_{n}" if v is False else f"--{n} {v}" for n, v in narrow.items())
+    raise BadInput(f"no finished original under {' or '.join(roots)} matches {told or 'any settings'}; train one "
+                   f"({f'python main_train.py {told}'.strip()}) or name one by --checkpoint")

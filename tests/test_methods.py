@@ -230,8 +230,8 @@ def test_retrain_starts_from_weights_of_its_own(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(models, "new", new)
     here = ["--dataset", "digits", "--classes", "0,1", "--arch", "resnet20s", "--seed", "4", "--device", "cpu",
             "--no_progress", "--data", str(tmp_path)]
-    settings = ["--unlearn", "retrain", "--unlearn_lr", "0.05", "--unlearn_epochs", "1", "--seed", "4", "--device", "cpu",
-                "--no_progress", "--num_indexes_to_replace", "20"]
+    settings = ["--unlearn", "retrain", "--unlearn_lr", "0.05", "--unlearn_epochs", "1", "--seed", "4",
+                "--device", "cpu", "--no_progress", "--num_indexes_to_replace", "20"]
     found, originals = [], []
     for lr in ("0.1", "0.02"):
         main_train.main([*here, "--lr", lr, "--epochs", "1", "--save_dir", str(tmp_path / lr)])

@@ -42,8 +42,11 @@ def saliency(model: nn.Module, forget: Loader, rt: Runtime, mode: str = "exact")
     return {name: (total / scale).abs() for name, total in sums.items()}
 
 
-def find_mask(named: str, model: nn.Module, data: Data) -> tuple[Mask, dict[str, Any], float]:
+def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[Mask, dict[str, Any], float]:
     """The mask of ``--path``, its file, hash and density, and the seconds it took to make (0 where no record tells).
+
+    Args:
+        original: sha256 of the model that unlearns; a mask is of one model and one forget set.
 
     Raises:
         BadInput: no or several masks there, a mask of another model, or of another forget set.
@@ -51,9 +54,10 @@ def find_mask(named: str, model: nn.Module, data: Data) -> tuple[Mask, dict[str,
     path = Path(named)
     if path.is_dir() and not (path / "record.json").exists():
         found = find_runs(path, ("mask",))
-        fits = [run for run in found if run.record["split_key"] == data.splits.split_key]
+        mine = (data.splits.split_key, original)
+        fits = [run for run in found if (run.record["split_key"], run.record["parent"]["sha256"]) == mine]
         if len(fits) != 1:
-            raise BadInput(f"--path {named}: {len(fits)} of {len(found)} mask runs there are for this forget set "
+            raise BadInput(f"--path {named}: {len(fits)} of {len(found)} mask runs there are for this model and forget set "
                            f"({', '.join(str(run.folder) for run in fits) or 'run generate_mask.py with the same flags'})")
         path = fits[0].folder
     if path.is_dir():
@@ -67,6 +71,9 @@ def find_mask(named: str, model: nn.Module, data: Data) -> tuple[Mask, dict[str,
         if record["split_key"] != data.splits.split_key:
             raise BadInput(f"--path {path} was made for another forget set (split_key {record['split_key']}, not "
                            f"{data.splits.split_key}); run generate_mask.py with the same flags")
+        if record["parent"]["sha256"] != original:
+            raise BadInput(f"--path {path} was made on another model ({record['parent']['path']}); run generate_mask.py with "
+                           "the same --checkpoint")
         seconds = record["seconds"].get("mask", 0.0)
     mask = as_mask(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())

@@ -1,0 +1,243 @@
+"""Runs that are killed go on to bit-identical weights, half-written files are never read, and two at once do no harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shell
+import torch
+
+import trainer
+from evaluation import accuracy
+from utils import Saved
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 4
+# stage and words after those of the data or the original; {root} is the library
+JOBS = {
+    "train": ("main_train.py", f"--epochs {EPOCHS} --warmup 2"),
+    "train sparse": ("main_train.py", f"--epochs {EPOCHS} --alpha 1e-4 --aug"),
+    "retrain": ("main_forget.py", f"--unlearn retrain --unlearn_epochs {EPOCHS}"),
+    "FT_prune": ("main_forget.py", f"--unlearn FT_prune --unlearn_epochs {EPOCHS} --aug"),
+    "GA": ("main_forget.py", f"--unlearn GA --unlearn_epochs {EPOCHS} --bn_update --batch_size 8"),
+    "NG": ("main_forget.py", f"--unlearn NG --unlearn_epochs {EPOCHS} --alpha 0.8 --batch_size 32"),
+    "SCRUB": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2"),
+    "SCRUB and rewind": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2 --rewind --batch_size 32"),
+    "RL with a mask": ("main_random.py", f"--unlearn RL --unlearn_epochs {EPOCHS} --path {{root}}"),
+    "RL_og in two passes": ("main_random.py", f"--unlearn RL_og --unlearn_epochs {EPOCHS} --rl_form sequential"),
+}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shell.library(tmp_path_factory)
+
+
+def command(job: str, library: Path) -> tuple[str, list[str]]:
+    """Stage and words of a job, its state saved after every epoch."""
+    stage, line = JOBS[job]
+    original = ["--checkpoint", str(shell.only(library, "train").folder), *shell.FORGET]
+    words = line.format(root=library).split()
+    return stage, [*(shell.THREE if stage == "main_train.py" else original), "--resume_every", "0", *words]
+
+
+def finished(stage: str, save_dir: Path) -> Saved:
+    return shell.only(save_dir, "train" if stage == "main_train.py" else "forget")
+
+
+def run_whole(stage: str, words: list[str], save_dir: Path) -> Saved:
+    shell.call(stage, *words, save_dir=save_dir)
+    return finished(stage, save_dir)
+
+
+def assert_same(a: Saved, b: Saved) -> None:
+    """Two runs of the same settings have the same folder name, weights, log, metrics and logits, bit for bit."""
+    assert a.folder.name == b.folder.name
+    ours, theirs = shell.weights(a), shell.weights(b)
+    assert list(ours) == list(theirs)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    rows = [[json.loads(row) for row in (run.folder / "log.jsonl").read_text().splitlines()] for run in (a, b)]
+    assert rows[0] == rows[1]
+    assert a.record["metrics"] == b.record["metrics"]
+    assert sorted(path.name for path in a.folder.iterdir()) == sorted(path.name for path in b.folder.iterdir())
+    if (a.folder / "outputs.npz").exists():
+        outputs, others = (accuracy.load_outputs(run.folder) for run in (a, b))
+        assert all(np.array_equal(outputs[name], others[name]) for name in outputs)
+
+
+# --------------------------------------------------------------------------------- stopped anywhere, in this process
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_run_stopped_at_random_steps_ends_as_if_never_stopped(job: str, library: Path, tmp_path: Path) -> None:
+    """Three stops, each at a random step of what is left, as far as that comes."""
+    stage, words = command(job, library)
+    with pytest.MonkeyPatch.context() as patch:
+        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        whole = run_whole(stage, words, tmp_path / "whole")
+    draw, stops = random.Random(zlib.crc32(job.encode())), 0
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            shell.interrupt_step(patch, trainer.Sgd, draw.randint(1, max(2, 2 * len(taken) // 3)))
+            try:
+                shell.call(stage, *words, save_dir=tmp_path / "cut")
+            except KeyboardInterrupt:
+                stops += 1
+            else:
+                break
+    assert stops
+    assert_same(run_whole(stage, words, tmp_path / "cut"), whole)
+
+
+def test_resuming_does_not_start_anew(library: Path, tmp_path: Path) -> None:
+    """Stopped in the last epoch, a run has only that epoch to do."""
+    stage, words = command("NG", library)
+    with pytest.MonkeyPatch.context() as patch:
+        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        run_whole(stage, words, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shell.interrupt_step(patch, trainer.Sgd, len(taken))
+        shell.call(stage, *words, save_dir=tmp_path / "cut")
+    (folder,) = (tmp_path / "cut" / "forget").iterdir()
+    spent = torch.load(folder / "state.pt", weights_only=True)["seconds"]["unlearn"]
+    with pytest.MonkeyPatch.context() as patch:
+        left = shell.interrupt_step(patch, trainer.Sgd, 0)
+        run = run_whole(stage, words, tmp_path / "cut")
+    assert len(left) == len(taken) // EPOCHS
+    assert run.record["seconds"]["unlearn"] > spent > 0
+
+
+def test_a_run_stopped_at_any_of_its_file_writes_ends_as_if_never_stopped(library: Path, tmp_path: Path) -> None:
+    """Stopped just before each file gets its name, one write after the other; remains of dead writers do not matter."""
+    stage, words = command("SCRUB and rewind", library)
+    words = [*words, "--unlearn_epochs", "2"]
+    real, written = os.replace, []
+
+    def replace(part: Path, path: Path) -> None:
+        written.append(Path(path).name)
+        if len(written) == stop:
+            raise KeyboardInterrupt
+        real(part, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        stop = 0
+        whole = run_whole(stage, words, tmp_path / "whole")
+        names = list(written)
+        assert names == ["record.json", "state.pt", "outputs.npz", "model.pt", "splits.npz", "record.json"]
+        for stop in range(1, len(names) + 1):
+            written.clear()
+            save_dir = tmp_path / f"cut{stop}"
+            with pytest.raises(KeyboardInterrupt):
+                shell.call(stage, *words, save_dir=save_dir)
+            for folder in (save_dir / "forget").iterdir():
+                assert not list(folder.glob(".*.part"))
+                (folder / f".{names[stop - 1]}.123.part").write_bytes(b"half a file")
+    for stop in range(1, len(names) + 1):
+        run = run_whole(stage, words, tmp_path / f"cut{stop}")
+        for part in run.folder.glob(".*.part"):
+            part.unlink()
+        assert_same(run, whole)
+
+
+# ------------------------------------------------------------------------------------------------- real kills, slowly
+
+
+def start(program: list[str], stage: str, words: list[str], save_dir: Path) -> subprocess.Popen[str]:
+    """A stage in a process of its own, on one thread as the tests."""
+    line = [sys.executable, *program, *shell.QUIET, "--save_dir", str(save_dir), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, cwd=save_dir.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def wait_for_rows(process: subprocess.Popen[str], save_dir: Path, count: int) -> None:
+    """Until the run's log has so many rows."""
+    while sum(len(log.read_text().splitlines()) for log in save_dir.glob("*/*/log.jsonl")) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("job", ["train", "SCRUB and rewind"])
+def test_a_process_killed_at_a_random_moment_resumes_bit_identically(job: str, library: Path, tmp_path: Path) -> None:
+    stage, words = command(job, library)
+    words = [*words, "--epochs" if job == "train" else "--unlearn_epochs", "12"]
+    save_dir, draw = tmp_path / "cut", random.Random()
+    process = start([str(ROOT / stage)], stage, words, save_dir)
+    wait_for_rows(process, save_dir, draw.randint(1, 7))
+    time.sleep(draw.uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert_same(run_whole(stage, words, save_dir), run_whole(stage, words, tmp_path / "whole"))
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, torch, main_random
+real, states = torch.save, []
+def save(content, file):
+    real(content, file)
+    states.append(".state.pt." in file.name)
+    if sum(states) == 2:
+        file.flush()
+        file.truncate(file.tell() // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+main_random.main(sys.argv[1:])
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_write_leaves_no_file_that_is_read(library: Path, tmp_path: Path) -> None:
+    """The second state is half on the disk when the process dies; the first one is what the next run goes on from."""
+    stage, words = command("RL with a mask", library)
+    save_dir = tmp_path / "cut"
+    process = start(["-c", KILLED_WHILE_WRITING], stage, words, save_dir)
+    said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    (folder,) = (save_dir / "forget").iterdir()
+    (part,) = folder.glob(".state.pt.*.part")
+    with pytest.raises(Exception, match="zip|archive"):
+        torch.load(part, weights_only=True)
+    assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
+    run = run_whole(stage, words, save_dir)
+    part.unlink()
+    assert_same(run, run_whole(stage, words, tmp_path / "whole"))
+
+
+def test_two_processes_on_the_same_settings_make_one_run(library: Path, tmp_path: Path) -> None:
+    stage, words = command("train", library)
+    save_dir = tmp_path / "both"
+    processes = [start([str(ROOT / stage)], stage, words, save_dir) for _ in range(2)]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sorted("already done" in out for out, _ in said) == [False, True]
+    assert_same(finished(stage, save_dir), run_whole(stage, words, tmp_path / "whole"))
+
+
+def test_a_second_process_says_that_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While another holds the folder, a run says so and begins when it is free; here the other gave up."""
+    words = [*shell.THREE, "--epochs", "1"]
+    hold = ("import fcntl, os, sys, time\n"
+            "os.makedirs(sys.argv[1])\n"
+            "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "print('held', flush=True)\n"
+            "time.sleep(0.5)\n")
+    name = run_whole("main_train.py", words, tmp_path / "whole").folder.name
+    folder = tmp_path / "held" / "train" / name
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        capsys.readouterr()
+        begun = time.monotonic()
+        run_whole("main_train.py", words, tmp_path / "held")
+    assert f"waiting for the process that works in {folder}" in capsys.readouterr().out
+    assert time.monotonic() - begun > 0.4
