@@ -136,7 +136,8 @@ class Runtime:
         fits = self.cuda and torch.cuda.is_bf16_supported()
         self.bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and fits)
         if self.cuda:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not cfg.deterministic
+            torch.set_float32_matmul_precision("highest" if cfg.deterministic else "high")
+            torch.backends.cudnn.allow_tf32 = not cfg.deterministic
             torch.backends.cudnn.benchmark = not cfg.deterministic
             if cfg.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
