@@ -191,6 +191,7 @@ def frozen_statistics(model: nn.Module, frozen: bool = True) -> Iterator[None]:
 @torch.inference_mode()
 def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tensor]:
     """Logits float32 [N, K] and labels int64 [N] in the loader's order; batch norm folded, the model untouched."""
+    assert loader.shuffle is None, "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)
     logits: list[Tensor] = []
     for batch in loader:

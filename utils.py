@@ -1,12 +1,4 @@
-"""What every layer stands on: settings that know their flag, registries, the runtime, and run folders.
-
-    class Fast(Config):
-        lr: float = hp(0.1, "learning rate", above=0)
-
-    with Run(root, "train", label, settings) as run:
-        if not run.done:
-            ...
-"""
+"""What every layer stands on: settings that know their flag, registries, the runtime, and run folders."""
 
 from __future__ import annotations
 

@@ -40,9 +40,14 @@ def largest(scores: Mapping[str, Tensor], densities: tuple[float, ...]) -> dict[
     One partition serves all densities. Equal scores are taken in the order of the tensors, so counts are exact.
 
     Args:
-        scores: parameter name -> float tensor, finite.
+        scores: parameter name -> float tensor.
+
+    Raises:
+        BadInput: a score is not finite.
     """
     flat = torch.cat([s.detach().flatten().cpu() for s in scores.values()]).numpy()
+    if not np.isfinite(flat).all():
+        raise BadInput("the scores of the weights are not all finite, so they have no ranking; the model has diverged")
     kept = {density: int(density * flat.size) for density in densities}
     cuts = sorted({flat.size - k for k in kept.values() if k > 0})
     ranked = np.partition(flat, cuts) if cuts else flat

@@ -332,7 +332,6 @@ def test_without_rewind_the_last_epoch_stays(data: Data, monkeypatch: pytest.Mon
     assert equal(final, states[-1]) and row["epoch"] == 5
 
 
-@pytest.mark.xfail(strict=True, reason="_error reads the training loaders, whose order streams it moves on")
 def test_rewind_changes_nothing_of_the_training(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the errors leaves batches and weights of every epoch as they are without it."""
     _, with_rewind, _ = scrub_epochs(monkeypatch, data, rewind=True)
@@ -340,7 +339,6 @@ def test_rewind_changes_nothing_of_the_training(data: Data, monkeypatch: pytest.
     assert all(equal(a, b) for a, b in zip(with_rewind, without, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="_error reads the training loaders, which crop and flip")
 def test_rewind_measures_errors_without_augmentation(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two epochs the forget set is read twice as it is, and the validation split once."""
     real, plain = Images.batch, []
@@ -355,7 +353,6 @@ def test_rewind_measures_errors_without_augmentation(rt: Runtime, monkeypatch: p
     assert sorted(plain) == sorted([*data.index("forget"), *data.index("forget"), *data.index("val")])
 
 
-@pytest.mark.xfail(strict=True, reason="an empty validation split ends in a ValueError of zip() after the last epoch")
 def test_rewind_without_validation_examples_is_refused(rt: Runtime, data: Data) -> None:
     """After --val_fraction 0 there is nothing to rewind to; that is said before any epoch is spent."""
     model, data = tiny_net(rt), dataclasses.replace(data, splits=dataclasses.replace(data.splits, val=np.empty(0, int)))

@@ -166,7 +166,6 @@ def test_predict_is_the_plain_forward_in_eval_mode(training: bool, part: str, mo
     assert expected.std() > 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="labels come in the index's order, logits in the shuffled one, without a word")
 def test_predict_pairs_or_refuses_a_shuffled_loader(model: TinyNet, data: Data, rt: Runtime) -> None:
     ordered = predict(model, data.loader("retain"), rt)
     try:
@@ -274,6 +273,27 @@ def test_run_killed_twice_goes_on(name: str, tmp_path: Path, monkeypatch: pytest
     for kill_at in (steps // 2, steps // 3):
         with pytest.raises(Killed):
             one_try(name, tmp_path / "killed", monkeypatch, kill_at)
+    resumed, its_rows, _ = one_try(name, tmp_path / "killed", monkeypatch)
+    assert equal(resumed, state) and its_rows == rows
+
+
+@pytest.mark.parametrize("name", ["train", "SCRUB"])
+def test_run_killed_while_it_saves_repeats_the_epoch_once(name: str, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch's row is in the log, its state is not on disk: resumed, the log has one row of each epoch."""
+    state, rows, _ = one_try(name, tmp_path / "whole", monkeypatch)
+    saved, real = [], Run.save_state
+
+    def save_state(self: Run, **content: Any) -> None:
+        if len(saved) == 1:
+            raise Killed
+        saved.append(content["epoch"])
+        real(self, **content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", save_state)
+        with pytest.raises(Killed):
+            one_try(name, tmp_path / "killed", monkeypatch)
     resumed, its_rows, _ = one_try(name, tmp_path / "killed", monkeypatch)
     assert equal(resumed, state) and its_rows == rows
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +33,8 @@ class ScrubConfig(SgdConfig):
                   "the teacher is in no optimiser")
 def scrub(task: Task, cfg: ScrubConfig) -> None:
     """Leave the teacher on the forget set and stay with it on the retain set, in turns."""
+    if cfg.rewind and not task.size("val"):
+        task.refuse("--rewind compares with the validation error; train with --val_fraction above 0")
     teacher = task.frozen_copy()
 
     def away(model: nn.Module, batch: Batch) -> Tensor:
@@ -49,9 +50,9 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
         row = {"forget_loss": opt.epoch(task.forget, away)} if epoch < cfg.msteps else {}
         task.log(epoch=epoch, **row, loss=opt.epoch(task.retain, stay), lr=opt.rate(1))
         if cfg.rewind:
-            keep[str(epoch)] = {"model": copy.deepcopy(task.model.state_dict()), "error": _error(task, "forget")}
+            keep[str(epoch)] = {"model": copy.deepcopy(task.model.state_dict()), "error": task.error("forget")}
     if cfg.rewind and keep:
-        target = _error(task, "val")
+        target = task.error("val")
         best = min(keep, key=lambda epoch: abs(keep[epoch]["error"] - target))
         task.model.load_state_dict(keep[best]["model"])
         task.log(rewound_to=int(best), validation_error=target)
@@ -62,12 +63,3 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     student, teacher = student.float() / temperature, teacher.float() / temperature
     kl = F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
     return temperature**2 * kl
-
-
-@torch.no_grad()
-def _error(task: Task, part: str) -> float:
-    """Error rate on a part, in eval mode."""
-    loader = getattr(task, part)
-    task.model.eval()
-    wrong = sum((task.model(batch.x).argmax(1) != batch.y).sum() for batch in loader)
-    return float(wrong) / loader.size

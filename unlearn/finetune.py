@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -84,10 +85,10 @@ def l1_sparse(task: Task, cfg: L1Config) -> None:
     fine_tune_l1(task, cfg)
     weights = [m.weight.detach() for m in task.model.modules() if isinstance(m, nn.Conv2d)]
     small = sum(int((w.abs() < 1e-4).sum()) for w in weights)
-    task.log(share_of_conv_weights_below_1e_4=small / sum(w.numel() for w in weights))
+    task.log(share_of_conv_weights_below_1e_4=small / max(1, sum(w.numel() for w in weights)))
 
 
-def _descend(task: Task, cfg: SgdConfig, l1: object) -> None:
+def _descend(task: Task, cfg: SgdConfig, l1: Callable[[int], float]) -> None:
     """Cross-entropy on the retain set plus ``l1(epoch)`` times the l1 norm."""
     opt = task.sgd(cfg)
     for epoch in task.epochs(cfg, opt):

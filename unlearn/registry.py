@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dataset import Data, Loader
-from trainer import ScheduleConfig, Sgd, resumable
+from trainer import ScheduleConfig, Sgd, predict, resumable
 from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp
 
 
@@ -100,10 +100,24 @@ class Task:
         self.model, self.num_classes, self.mask = model, data.num_classes, mask
         self._method, self._data, self._rt, self._run, self._mask_mode = method, data, rt, run, mask_mode
 
+    def _check(self, part: str) -> None:
+        if part not in self._method.uses:
+            raise AttributeError(f"{self._method.name} did not declare that it uses {part!r}")
+
     def _part(self, name: str) -> Loader:
-        if name not in self._method.uses:
-            raise AttributeError(f"{self._method.name} did not declare that it uses {name!r}")
+        self._check(name)
         return self._data.loader(name, self._rt, self._purpose)
+
+    def size(self, part: str) -> int:
+        """Number of examples of a part."""
+        self._check(part)
+        return len(self._data.index(part))
+
+    def error(self, part: str) -> float:
+        """Error rate of the model on a part, in eval mode, in order and without augmentation; no stream moves."""
+        self._check(part)
+        logits, labels = predict(self.model, self._data.loader(part), self._rt)
+        return float((logits.argmax(1) != labels).float().mean())
 
     @property
     def _purpose(self) -> str:

@@ -68,6 +68,8 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
     seconds = 0.0
     if (path.parent / "record.json").exists():
         record = read_record(path.parent).record
+        if record["stage"] != "mask":
+            raise BadInput(f"--path {path} is of a {record['stage']} run, not of generate_mask.py")
         if record["split_key"] != data.splits.split_key:
             raise BadInput(f"--path {path} was made for another forget set (split_key {record['split_key']}, not "
                            f"{data.splits.split_key}); run generate_mask.py with the same flags")
