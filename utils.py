@@ -281,15 +281,19 @@ class Run:
 
     def __enter__(self) -> Run:
         self._take_lock()
-        old = read_record(self.folder).record if (self.folder / "record.json").exists() else {}
-        self.done = old.get("status") == "done" and not self.cfg.force
-        if self.done:
-            self.values = old
-            return self
-        if old.get("status") == "done":
-            for path in self.folder.iterdir():
-                path.unlink()
-        self._write("running")
+        try:
+            old = read_record(self.folder).record if (self.folder / "record.json").exists() else {}
+            self.done = old.get("status") == "done" and not self.cfg.force
+            if self.done:
+                self.values = old
+                return self
+            if old.get("status") == "done":
+                for path in self.folder.iterdir():
+                    path.unlink()
+            self._write("running")
+        except BaseException:  # no __exit__ follows
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:

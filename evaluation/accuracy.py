@@ -112,7 +112,7 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
     percent = {name: {k: 100 * v for k, v in attack[name].items()} for name in ("forget", "privacy", "auc")}
     found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"],
               "MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
-              "mia": percent | {"members": attack["members"]}}
+              "mia": percent | {name: attack[name] for name in ("members", "solver") if name in attack}}
     return found
 
 

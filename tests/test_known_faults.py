@@ -1,0 +1,378 @@
+"""Faults of published unlearning code that no other test holds; TRAPS.md says which trap each of these is for."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import math
+import re
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shell
+import torch
+from conftest import TRAINED, TinyNet, equal, make_data, quiet_runtime, short_config, snapshot, tiny_net
+from test_shape import FILES, ROOT, SOURCES, module_of
+from torch import nn
+
+import arg_parser
+import dataset
+import models
+import sources
+import trainer
+import unlearn.label
+from dataset import Batch, Data, DataConfig, ForgetConfig, Images
+from evaluation import accuracy, tow
+from evaluation.accuracy import METRICS, EvaluationConfig
+from trainer import Sgd, TrainConfig, cross_entropy
+from unlearn import METHODS
+from utils import Config, Run, RunConfig, Runtime, Saved
+
+# what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
+OUTSIDE_THE_DIGEST = {
+    "data", "download", "device", "compile", "deterministic", "progress", "save_dir", "force", "resume_every", "mia",
+    "mia_mode", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "forget_index"}
+TWO_DIGITS = 288  # training images of digits 0 and 1, validation included
+
+
+# ----------------------------------------------------------------------------------------------------- it starts at all
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """Each as the first of the suite's: none is missing, and none needs another to have come before."""
+    names = [module_of(path) for path in SOURCES]
+    tops = {name.partition(".")[0] for name in names}
+    kept = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
+    try:
+        for name in names:
+            for loaded in [n for n in sys.modules if n.partition(".")[0] in tops]:
+                del sys.modules[loaded]
+            importlib.import_module(name)
+    finally:
+        for loaded in [n for n in sys.modules if n.partition(".")[0] in tops]:
+            del sys.modules[loaded]
+        sys.modules.update(kept)
+
+
+def test_requirements_are_what_the_code_imports() -> None:
+    """No package that is not there, none that nobody imports; ruff is the one that is run and not imported."""
+    own = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    imported = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - own - sys.stdlib_module_names
+    lines = (ROOT / "requirements.txt").read_text().split()
+    required = {re.match(r"[\w-]+", line)[0] for line in lines}
+    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in foreign} == required - {"ruff"}
+
+
+def few_images(folder: Path, name: str) -> np.ndarray:
+    """Write a prepared NAME.npz of 12 training and 8 test images, the last class among them; the training labels."""
+    source, random = sources.SOURCES[name], np.random.default_rng(5)
+    y = np.append(random.integers(0, source.num_classes, 11), source.num_classes - 1)
+    x = random.integers(0, 256, (20, source.size, source.size, 3), np.uint8)
+    np.savez(folder / f"{name}.npz", x_train=x[:12], y_train=y, x_test=x[12:], y_test=y[:8])
+    return y
+
+
+@pytest.mark.parametrize("name", [name for name in sources.SOURCES.names() if name != "digits"])
+def test_every_data_set_goes_through_the_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, retrained, relabelled: as many outputs as classes, and wrong labels of all of them for the forget set."""
+    true, seen = few_images(tmp_path, name), {}
+
+    def spy(model: nn.Module, batch: Batch) -> torch.Tensor:
+        seen.update(zip(batch.index.tolist(), batch.y.tolist(), strict=True))
+        return cross_entropy(model, batch)
+
+    monkeypatch.setattr(unlearn.label, "cross_entropy", spy)
+    shell.call("main_train.py", "--dataset", name, "--data", tmp_path, "--arch", "resnet20s", "--epochs", 1, save_dir=tmp_path)
+    original = shell.only(tmp_path, "train")
+    for method in ("retrain", "RL_og"):
+        shell.forget(original, tmp_path, method, "--num_indexes_to_replace", 6)
+    classes = sources.SOURCES[name].num_classes
+    assert {shell.weights(run)["fc.weight"].shape[0] for run in
+            (original, shell.only(tmp_path, "forget", unlearn="retrain"))} == {classes}
+    with np.load(shell.only(tmp_path, "forget", unlearn="RL_og").folder / "splits.npz") as splits:
+        forget, retain = splits["forget"].tolist(), splits["retain"].tolist()
+    assert all(seen[i] == true[i] for i in retain) and all(seen[i] != true[i] for i in forget)
+    drawn = [seen[i] for i in forget]
+    assert max(drawn) < classes and len(set(drawn)) > 1
+    assert classes == 10 or max(drawn) >= classes / 4  # 6 draws all below a quarter: one in 4,000
+
+
+def test_imagenet_stem_trains_on_the_same_batches(tmp_path: Path) -> None:
+    """The stem is a matter of the model alone: no other data set, loader or schedule comes with it."""
+    few_images(tmp_path, "cifar10")
+    words = ["--dataset", "cifar10", "--data", str(tmp_path), "--arch", "resnet18", "--epochs", "1", *shell.QUIET]
+    args, plain = (arg_parser.parse("train", [*words, *more]) for more in (["--imagenet_arch"], []))
+    assert (args.data, args.cfg) == (plain.data, plain.cfg)
+    rt = Runtime(args.rt)
+    data = dataset.load(args.data, rt)
+    model = models.new(args.model, data, rt, "train")
+    assert model.conv1.kernel_size == (7, 7)
+    opt = Sgd(model, args.cfg, lr=0.01, epochs=1, rt=rt)
+    assert math.isfinite(opt.epoch(data.loader("train", rt, "train"), cross_entropy))
+
+
+# ------------------------------------------------------------------------------------------------- splits, seeds, views
+
+
+@dataclasses.dataclass
+class Chain:
+    """An original of seed 1 and what seed 4 made of it, and how each image was read meanwhile."""
+
+    original: Saved
+    root: Path
+    # stage -> (in a training step, augmented, images of training, indices) of every batch
+    reads: dict[str, list[tuple[bool, bool, bool, list[int]]]]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    root, reads, stepping = tmp_path_factory.mktemp("chain"), {}, []
+    real_batch, real_epoch = Images.batch, Sgd.epoch
+
+    def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
+        rows.append((bool(stepping), augment is not None, len(self.y) == TWO_DIGITS, index.tolist()))
+        return real_batch(self, index, augment)
+
+    def epoch(self: Sgd, *args: Any) -> float:
+        stepping.append(True)
+        try:
+            return real_epoch(self, *args)
+        finally:
+            stepping.pop()
+
+    words = ["--checkpoint", root, "--seed", 4, "--num_indexes_to_replace", 30]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Images, "batch", batch)
+        patch.setattr(Sgd, "epoch", epoch)
+        rows = reads["train"] = []
+        original = shell.train(root, 1, "--classes", "0,1", "--aug")
+        rows = reads["mask"] = []
+        shell.call("generate_mask.py", *words, save_dir=root)
+        for method in ("NG", "SCRUB"):
+            rows = reads[method] = []
+            shell.call("main_forget.py", *words, "--unlearn", method, "--unlearn_epochs", 1,
+                       *(["--rewind"] if method == "SCRUB" else []), save_dir=root)
+    return Chain(original, root, reads)
+
+
+def test_another_seed_forgets_only_what_the_original_was_trained_on(chain: Chain) -> None:
+    """Forget and retain are together the images of the original's steps; the validation images were in none."""
+    trained = {i for stepping, _, _, index in chain.reads["train"] if stepping for i in index}
+    for run in (shell.only(chain.root, "mask"), *(shell.only(chain.root, "forget", unlearn=m) for m in ("NG", "SCRUB"))):
+        assert run.setting("seed") == 4
+        with np.load(run.folder / "splits.npz") as splits:
+            forget, retain, val = (set(splits[part].tolist()) for part in ("forget", "retain", "val"))
+        assert len(forget) == 30 and not forget & retain
+        assert forget | retain == trained
+        assert val == set(range(TWO_DIGITS)) - trained and len(val) > 20
+
+
+def test_only_training_steps_see_augmented_images(chain: Chain) -> None:
+    """With --aug: saliency, validation, rewinding and every accuracy are of the images as they are."""
+    for stage, rows in chain.reads.items():
+        assert {augmented == stepping for stepping, augmented, _, _ in rows} == {True}, stage
+        assert any(not stepping for stepping, *_ in rows)
+        assert any(stepping for stepping, *_ in rows) == (stage != "mask")
+    assert all(training for *_, training, _ in chain.reads["mask"])
+
+
+def test_seed_zero_is_a_seed(tmp_path: Path) -> None:
+    """Through the stages: equal to itself whatever the global state, other than seed 1, inherited, and searched for."""
+    found = {}
+    for place, seed in (("a", 0), ("b", 0), ("a", 1)):
+        torch.manual_seed(len(found))
+        np.random.seed(len(found))
+        run = shell.train(tmp_path / place, seed, "--classes", "0,1", "--split_seed", 0)
+        found[place, seed] = shell.weights(run)
+        assert run.setting("seed") == seed and run.setting("split_seed") == 0
+    assert equal(found["a", 0], found["b", 0])
+    assert not torch.equal(found["a", 0]["conv1.weight"], found["a", 1]["conv1.weight"])
+    shell.call("main_forget.py", "--seed", 0, "--unlearn", "raw", *shell.FORGET, save_dir=tmp_path / "a")
+    assert shell.only(tmp_path / "a", "forget").setting("seed") == 0
+    assert equal(shell.weights(shell.only(tmp_path / "a", "forget")), found["a", 0])
+    shell.call("main_forget.py", "--unlearn", "raw", *shell.FORGET, "--checkpoint", tmp_path / "b", save_dir=tmp_path / "b")
+    assert shell.only(tmp_path / "b", "forget").setting("seed") == 0
+
+
+def test_split_seeds_differ_and_zero_is_one_of_them() -> None:
+    rt, forget = quiet_runtime(), ForgetConfig(num_indexes_to_replace=50)
+    cuts = [dataset.load(DataConfig(dataset="digits", split_seed=seed), rt, forget).splits for seed in (0, 0, 1)]
+    assert cuts[0].split_key == cuts[1].split_key != cuts[2].split_key
+    assert not np.array_equal(cuts[0].val, cuts[2].val) and not np.array_equal(cuts[0].forget, cuts[2].forget)
+
+
+def test_loading_a_data_set_leaves_those_loaded_before() -> None:
+    """Sizes, classes and augmentation are each data set's own: the batches of the first stay bit-identical."""
+    rt = quiet_runtime()
+    first = dataset.load(DataConfig(dataset="digits", aug=True, batch_size=100), rt)
+
+    def batches() -> list[Batch]:
+        return [*first.loader("train", quiet_runtime(), "order"), *first.loader("test")]
+
+    before = batches()
+    other = dataset.load(DataConfig(dataset="digits", aug=False, classes="3,5,8", batch_size=7), rt)
+    assert other.num_classes == 3 and len([*other.loader("test", rt, "order")]) > 1
+    for a, b in zip(before, batches(), strict=True):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def other_value(config: type[Config], field: dataclasses.Field) -> Any:
+    """An allowed value of a setting that is not its default."""
+    kind, many = arg_parser.kind_of(typing.get_type_hints(config)[field.name])
+    meta, default = field.metadata, field.default
+    if meta["choices"]:
+        return next(word for word in meta["choices"] if word != default)
+    if many:
+        return (1,) if kind is int else (0.25,)
+    if kind is bool:
+        return not default
+    if kind is str:
+        return "elsewhere"
+    if kind is int:
+        return int(max(default or 0, meta["low"])) + 1
+    return 0.5 if default is None else default / 2 or 0.03
+
+
+def all_configs() -> dict[str, type[Config]]:
+    """Every settings class of every stage and method."""
+    stages = {f"{stage} {group}": config for stage, (_, groups) in arg_parser.STAGES.items() for group, config in groups.items()}
+    return stages | {name: METHODS[name].config for name in METHODS.names()}
+
+
+def test_every_setting_that_can_change_the_weights_has_its_own_folder() -> None:
+    """One value changed: another run folder, unless the setting is one of those that cannot change the weights."""
+    tried = set()
+    for label, config in all_configs().items():
+        for field in dataclasses.fields(config) if "analysis" not in label else ():
+            changed = config(**{field.name: other_value(config, field)})
+            folders = {Run(RunConfig(), "forget", "label", {"group": cfg}).folder for cfg in (config(), changed)}
+            free = field.name in OUTSIDE_THE_DIGEST or config is arg_parser.ParentConfig
+            assert len(folders) == (1 if free else 2), f"{label}: {field.name}"
+            tried.add(field.name)
+    assert len(tried) > 40 and tried >= OUTSIDE_THE_DIGEST
+
+
+def test_no_setting_is_dead() -> None:
+    """Every flag's name is read somewhere as an attribute, or by name."""
+    read = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    declared = {field.name for config in all_configs().values() for field in dataclasses.fields(config)}
+    assert declared - read == set() and len(declared) > 40
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_setting_of_a_method_acts(name: str) -> None:
+    """One value changed: other weights or other statistics, for each setting that the method declares."""
+    config = METHODS[name].config
+    base = dict(unlearn_lr=0.05, unlearn_epochs=3, schedule="step", decreasing_lr=(2,), lr_gamma=0.5, alpha=0.02,
+                msteps=2, momentum=0.9, weight_decay=0.01)
+    other = dict(unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
+
+    def weights(**change: Any) -> dict[str, torch.Tensor]:
+        rt = quiet_runtime()
+        model = tiny_net(rt)
+        data, cfg = make_data(rt, count=30, forget=6, batch_size=8), short_config(name, **(base | change))
+        METHODS[name].apply(model, data, cfg, rt)
+        return snapshot(model)
+
+    start = weights()
+    for field in dataclasses.fields(config):
+        if field.name != "rewind":  # it may well choose the last epoch; test_methods.py has its tests
+            value = other.get(field.name, other_value(config, field))
+            assert value != base.get(field.name, field.default)
+            assert not equal(weights(**{field.name: value}), start), field.name
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_warm_up_of_a_method_ends_at_its_own_rate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass of every method warms up, to --unlearn_lr and never above."""
+    rates: list[tuple[int, float]] = []
+    monkeypatch.setattr(Sgd, "_step", lambda self, rate: rates.append((self.at, rate)))
+    rt = quiet_runtime()
+    cfg = short_config(name, unlearn_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant")
+    METHODS[name].apply(tiny_net(rt), make_data(rt, batch_size=8), cfg, rt)
+    warm = [rate for at, rate in rates if at < 2]
+    assert max(rate for _, rate in rates) == pytest.approx(0.013) == warm[-1]
+    assert 0 < warm[0] < 0.004 and {round(rate, 9) for at, rate in rates if at >= 2} == {0.013}
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[TinyNet, Data, Runtime]:
+    """A TinyNet that has learned the toy data."""
+    rt = quiet_runtime()
+    data, model = make_data(rt, count=400, forget=40, batch_size=64), tiny_net(rt)
+    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=15, rt=rt)
+    for opt.at in range(15):
+        opt.epoch(data.loader("train", rt, "train"), cross_entropy)
+    return model, data, rt
+
+
+@pytest.mark.parametrize("protocol", ["rum", "sparse"])
+@pytest.mark.parametrize("name", [name for name in TRAINED if not METHODS[name].fresh])
+def test_defaults_leave_a_model_that_works(name: str, protocol: str, learned: tuple[TinyNet, Data, Runtime]) -> None:
+    """With no flag typed, accuracy on retain stays within 8 points of the original's (the l1 weight 0.2 costs 20)."""
+    original, data, rt = learned
+    model = tiny_net(rt)
+    model.load_state_dict(original.state_dict())
+    METHODS[name].apply(model, data, METHODS[name].config(**METHODS[name].per_protocol.get(protocol, {})), quiet_runtime())
+    before, after = (tow.accuracy(*trainer.predict(net, data.loader("retain"), rt)) for net in (original, model))
+    assert before > 0.6 and after > before - 0.08
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_metrics_are_over_all_examples(tmp_path: Path) -> None:
+    """2,100 retain, 1,500 forget, 400 validation and 2,000 test examples: the share of all, not of the first thousand."""
+    rt = quiet_runtime()
+    data, model = make_data(rt, count=4000, forget=1500), tiny_net(rt).eval()
+    with Run(RunConfig(save_dir=str(tmp_path)), "forget", "toy", {"rt": rt.cfg}) as run:
+        found = accuracy.evaluate(model, data, rt, run, EvaluationConfig())
+    for part, size in (("retain", 2100), ("forget", 1500), ("val", 400), ("test", 2000)):
+        images, index = (data.test if part == "test" else data.images), torch.from_numpy(data.index(part))
+        with torch.no_grad():
+            hits = model(images.x[index].permute(0, 3, 1, 2).float() / 255).argmax(1) == images.y[index]
+        assert len(hits) == size and found[part] == pytest.approx(100 * float(hits.double().mean()))
+        assert abs(100 * float(hits[:1000].double().mean()) - found[part]) > 1e-6 or size < 1000
+
+
+def test_too_much_forgetting_costs_as_much_as_too_little() -> None:
+    """MIA 20 points above retrain's or below it: the same ToW-MIA and gap, both worse than retrain's own value."""
+    ref = {"mia": 0.3, "retain": 0.99, "test": 0.85, "forget": 0.84}
+    scores = [tow.tow_mia(ref | {"mia": 0.3 + shift}, ref) for shift in (-0.2, -0.1, 0.0, 0.1, 0.2)]
+    assert scores == pytest.approx(scores[::-1]) and scores[0] < scores[1] < scores[2] == 1
+    scores = [tow.tow(ref | {"forget": 0.84 + shift}, ref) for shift in (-0.1, 0.0, 0.1)]
+    assert scores[0] == pytest.approx(scores[2]) and scores[0] < scores[1]
+    ours = {"UA": 16.0, "RA": 99.0, "TA": 85.0, "MIA": 30.0}
+    gaps = [tow.average_gap(ours | {"MIA": value}, ours) for value in (10.0, 30.0, 50.0)]
+    assert gaps == [5, 0, 5]
+    assert METRICS["MIA"][1] == METRICS["UA"][1] == "as retrain's" and METRICS["privacy"][1] == "50"
+
+
+def test_mask_of_a_bare_state_dict_is_of_its_weights(chain: Chain, tmp_path: Path) -> None:
+    """The same mask as from the run folder that holds them; a file that is passed over would give one of fresh weights."""
+    torch.save(shell.weights(chain.original), tmp_path / "bare.pt")
+    data = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0,1", "--num_indexes_to_replace", 30]
+    shell.call("generate_mask.py", "--checkpoint", tmp_path / "bare.pt", *data, save_dir=tmp_path)
+    masks = [torch.load(shell.only(root, "mask").folder / "with_0.5.pt", weights_only=True) for root in (tmp_path, chain.root)]
+    assert equal(*masks)
