@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,17 @@ def _pairing(run: Saved) -> str:
 
 
 def retrain_command(run: Saved, save_dir: str) -> str:
-    parent = run.record["parent"]["path"]
-    return (f"python main_forget.py --unlearn retrain --checkpoint {parent} --forget_index {run.folder / 'splits.npz'} "
-            f"--seed {run.setting('seed')} --save_dir {save_dir}")
+    """The command line that makes a run's retrain, to be pasted into a shell."""
+    parent, settings = run.record["parent"], run.record["settings"]
+    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", parent["path"], "--forget_index",
+             str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
+    if parent["training"] is None:  # a published file has no record to take these from
+        for name, value in {**settings["protocol"], **settings["data"], **settings["model"]}.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no_{name}")
+            elif value is not None:
+                words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

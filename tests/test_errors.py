@@ -432,7 +432,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
 
 def test_analysis_without_retrain_prints_the_command_that_helps(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
     """The command is run as it stands, and then the same analysis goes through."""
-    folder = room.no_retrain()
+    folder = room.no_retrain().rename(Path(room["tmp"]) / "two words")
     said = message("analysis.py", ["--save_dir", str(folder)], room, capsys)
     command = shlex.split(re.search(r"make it: (.*)", said)[1])
     assert command[0] == "python"

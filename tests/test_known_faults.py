@@ -26,12 +26,12 @@ import models
 import sources
 import trainer
 import unlearn.label
-from dataset import Batch, Data, DataConfig, ForgetConfig, Images
+from dataset import Batch, Data, DataConfig, Images
 from evaluation import accuracy, tow
 from evaluation.accuracy import METRICS, EvaluationConfig
 from trainer import Sgd, TrainConfig, cross_entropy
-from unlearn import METHODS
-from utils import Config, Run, RunConfig, Runtime, Saved
+from unlearn import METHODS, Task
+from utils import Config, Run, RunConfig, Runtime, Saved, find_runs
 
 # what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
 OUTSIDE_THE_DIGEST = {
@@ -76,17 +76,17 @@ def test_requirements_are_what_the_code_imports() -> None:
 
 
 def few_images(folder: Path, name: str) -> np.ndarray:
-    """Write a prepared NAME.npz of 12 training and 8 test images, the last class among them; the training labels."""
+    """Write a prepared NAME.npz of 10 training and 6 test images, the last class among them; the training labels."""
     source, random = sources.SOURCES[name], np.random.default_rng(5)
-    y = np.append(random.integers(0, source.num_classes, 11), source.num_classes - 1)
-    x = random.integers(0, 256, (20, source.size, source.size, 3), np.uint8)
-    np.savez(folder / f"{name}.npz", x_train=x[:12], y_train=y, x_test=x[12:], y_test=y[:8])
+    y = np.append(random.integers(0, source.num_classes, 9), source.num_classes - 1)
+    x = random.integers(0, 256, (16, source.size, source.size, 3), np.uint8)
+    np.savez(folder / f"{name}.npz", x_train=x[:10], y_train=y, x_test=x[10:], y_test=y[:6])
     return y
 
 
 @pytest.mark.parametrize("name", [name for name in sources.SOURCES.names() if name != "digits"])
 def test_every_data_set_goes_through_the_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained, retrained, relabelled: as many outputs as classes, and wrong labels of all of them for the forget set."""
+    """Trained, retrained, relabelled: an output for each class, and wrong labels of all of them for the forget set."""
     true, seen = few_images(tmp_path, name), {}
 
     def spy(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -94,10 +94,11 @@ def test_every_data_set_goes_through_the_stages(name: str, tmp_path: Path, monke
         return cross_entropy(model, batch)
 
     monkeypatch.setattr(unlearn.label, "cross_entropy", spy)
-    shell.call("main_train.py", "--dataset", name, "--data", tmp_path, "--arch", "resnet20s", "--epochs", 1, save_dir=tmp_path)
+    words = ["--dataset", name, "--data", tmp_path, "--arch", "resnet20s", "--epochs", 1]
+    shell.call("main_train.py", *words, save_dir=tmp_path)
     original = shell.only(tmp_path, "train")
     for method in ("retrain", "RL_og"):
-        shell.forget(original, tmp_path, method, "--num_indexes_to_replace", 6)
+        shell.forget(original, tmp_path, method, "--num_indexes_to_replace", 5)
     classes = sources.SOURCES[name].num_classes
     assert {shell.weights(run)["fc.weight"].shape[0] for run in
             (original, shell.only(tmp_path, "forget", unlearn="retrain"))} == {classes}
@@ -106,7 +107,7 @@ def test_every_data_set_goes_through_the_stages(name: str, tmp_path: Path, monke
     assert all(seen[i] == true[i] for i in retain) and all(seen[i] != true[i] for i in forget)
     drawn = [seen[i] for i in forget]
     assert max(drawn) < classes and len(set(drawn)) > 1
-    assert classes == 10 or max(drawn) >= classes / 4  # 6 draws all below a quarter: one in 4,000
+    assert classes == 10 or max(drawn) >= 10  # at 20 classes all 5 below: one in 32
 
 
 def test_imagenet_stem_trains_on_the_same_batches(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 def test_another_seed_forgets_only_what_the_original_was_trained_on(chain: Chain) -> None:
     """Forget and retain are together the images of the original's steps; the validation images were in none."""
     trained = {i for stepping, _, _, index in chain.reads["train"] if stepping for i in index}
-    for run in (shell.only(chain.root, "mask"), *(shell.only(chain.root, "forget", unlearn=m) for m in ("NG", "SCRUB"))):
+    for run in find_runs(chain.root, ("mask", "forget")):
         assert run.setting("seed") == 4
         with np.load(run.folder / "splits.npz") as splits:
             forget, retain, val = (set(splits[part].tolist()) for part in ("forget", "retain", "val"))
@@ -202,15 +203,9 @@ def test_seed_zero_is_a_seed(tmp_path: Path) -> None:
     shell.call("main_forget.py", "--seed", 0, "--unlearn", "raw", *shell.FORGET, save_dir=tmp_path / "a")
     assert shell.only(tmp_path / "a", "forget").setting("seed") == 0
     assert equal(shell.weights(shell.only(tmp_path / "a", "forget")), found["a", 0])
-    shell.call("main_forget.py", "--unlearn", "raw", *shell.FORGET, "--checkpoint", tmp_path / "b", save_dir=tmp_path / "b")
+    inherited = ["--checkpoint", tmp_path / "b", "--unlearn", "raw", *shell.FORGET]
+    shell.call("main_forget.py", *inherited, save_dir=tmp_path / "b")
     assert shell.only(tmp_path / "b", "forget").setting("seed") == 0
-
-
-def test_split_seeds_differ_and_zero_is_one_of_them() -> None:
-    rt, forget = quiet_runtime(), ForgetConfig(num_indexes_to_replace=50)
-    cuts = [dataset.load(DataConfig(dataset="digits", split_seed=seed), rt, forget).splits for seed in (0, 0, 1)]
-    assert cuts[0].split_key == cuts[1].split_key != cuts[2].split_key
-    assert not np.array_equal(cuts[0].val, cuts[2].val) and not np.array_equal(cuts[0].forget, cuts[2].forget)
 
 
 def test_loading_a_data_set_leaves_those_loaded_before() -> None:
@@ -226,6 +221,14 @@ def test_loading_a_data_set_leaves_those_loaded_before() -> None:
     assert other.num_classes == 3 and len([*other.loader("test", rt, "order")]) > 1
     for a, b in zip(before, batches(), strict=True):
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+
+
+def test_every_pass_augments_anew() -> None:
+    """Compared image by image, as the orders differ: most are cropped elsewhere; of 9 places one is the same."""
+    rt = quiet_runtime()
+    loader = dataset.load(DataConfig(dataset="digits", aug=True), rt).loader("train", rt, "train")
+    one, two = ({int(i): x for batch in loader for i, x in zip(batch.index, batch.x, strict=True)} for _ in range(2))
+    assert one.keys() == two.keys() and 0.8 < np.mean([not torch.equal(one[i], two[i]) for i in one]) < 0.95
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -250,8 +253,10 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
 
 def all_configs() -> dict[str, type[Config]]:
     """Every settings class of every stage and method."""
-    stages = {f"{stage} {group}": config for stage, (_, groups) in arg_parser.STAGES.items() for group, config in groups.items()}
-    return stages | {name: METHODS[name].config for name in METHODS.names()}
+    found = {name: METHODS[name].config for name in METHODS.names()}
+    for stage, (_, groups) in arg_parser.STAGES.items():
+        found |= {f"{stage} {group}": config for group, config in groups.items()}
+    return found
 
 
 def test_every_setting_that_can_change_the_weights_has_its_own_folder() -> None:
@@ -330,20 +335,37 @@ def learned() -> tuple[TinyNet, Data, Runtime]:
 @pytest.mark.parametrize("protocol", ["rum", "sparse"])
 @pytest.mark.parametrize("name", [name for name in TRAINED if not METHODS[name].fresh])
 def test_defaults_leave_a_model_that_works(name: str, protocol: str, learned: tuple[TinyNet, Data, Runtime]) -> None:
-    """With no flag typed, accuracy on retain stays within 8 points of the original's (the l1 weight 0.2 costs 20)."""
+    """With no flag typed, accuracy on retain stays within 6 points of the original's (an l1 weight of 0.2 costs 13)."""
     original, data, rt = learned
     model = tiny_net(rt)
     model.load_state_dict(original.state_dict())
-    METHODS[name].apply(model, data, METHODS[name].config(**METHODS[name].per_protocol.get(protocol, {})), quiet_runtime())
+    cfg = METHODS[name].config(**METHODS[name].per_protocol.get(protocol, {}))
+    METHODS[name].apply(model, data, cfg, quiet_runtime())
     before, after = (tow.accuracy(*trainer.predict(net, data.loader("retain"), rt)) for net in (original, model))
-    assert before > 0.6 and after > before - 0.08
+    assert before > 0.6 and after > before - 0.06
+
+
+def test_l1_sparse_shrinks_weights_and_counts_the_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """27 of the 108 convolution weights lie below 1e-4, and the linear layer's zeros do not count."""
+    rows, sizes = [], []
+    monkeypatch.setattr(Task, "log", lambda task, **row: rows.append(row))
+    for alpha, epochs in ((0.0, 0), (0.0, 3), (0.05, 3)):
+        rt = quiet_runtime()
+        model = tiny_net(rt)
+        with torch.no_grad():
+            model.conv.weight.view(-1)[:27] = 9e-5
+            model.fc.weight.zero_()
+        cfg = short_config("FT_prune", alpha=alpha, unlearn_epochs=epochs, unlearn_lr=0.01)
+        METHODS["FT_prune"].apply(model, make_data(rt), cfg, rt)
+        sizes.append(float(model.conv.weight.detach().abs().mean()))
+    assert rows[0] == {"share_of_conv_weights_below_1e_4": 0.25} and sizes[2] < 0.9 * sizes[1]
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 def test_metrics_are_over_all_examples(tmp_path: Path) -> None:
-    """2,100 retain, 1,500 forget, 400 validation and 2,000 test examples: the share of all, not of the first thousand."""
+    """Of 2,100 retain, 1,500 forget, 400 validation and 2,000 test examples, not of the first thousand of each."""
     rt = quiet_runtime()
     data, model = make_data(rt, count=4000, forget=1500), tiny_net(rt).eval()
     with Run(RunConfig(save_dir=str(tmp_path)), "forget", "toy", {"rt": rt.cfg}) as run:
@@ -370,9 +392,9 @@ def test_too_much_forgetting_costs_as_much_as_too_little() -> None:
 
 
 def test_mask_of_a_bare_state_dict_is_of_its_weights(chain: Chain, tmp_path: Path) -> None:
-    """The same mask as from the run folder that holds them; a file that is passed over would give one of fresh weights."""
+    """The same mask as from the run folder that holds them; fresh weights would give another."""
     torch.save(shell.weights(chain.original), tmp_path / "bare.pt")
     data = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0,1", "--num_indexes_to_replace", 30]
     shell.call("generate_mask.py", "--checkpoint", tmp_path / "bare.pt", *data, save_dir=tmp_path)
-    masks = [torch.load(shell.only(root, "mask").folder / "with_0.5.pt", weights_only=True) for root in (tmp_path, chain.root)]
-    assert equal(*masks)
+    files = [shell.only(root, "mask").folder / "with_0.5.pt" for root in (tmp_path, chain.root)]
+    assert equal(*(torch.load(file, weights_only=True) for file in files))
