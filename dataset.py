@@ -251,7 +251,7 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
     if cfg.aug and not (source.pad or source.flip):
         raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
     arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download)
-    x, y, x_test, y_test, num_classes = _keep_classes(arrays, cfg.classes)
+    x, y, x_test, y_test, num_classes = _keep_classes(arrays, source, cfg.classes)
     train, val = _validation_split(y, cfg.val_fraction, cfg.split_seed)
     kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)]), _hash(val)]
     key = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
@@ -270,15 +270,20 @@ def _hash(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _keep_classes(a: sources.Arrays, wanted: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    present = int(max(a.y_train.max(), a.y_test.max())) + 1
-    total = max(present, len(a.classes))
+def _keep_classes(a: sources.Arrays, source: sources.Source, wanted: str | None) -> tuple:
+    """Training and test images and labels of the classes to keep, and how many classes that makes.
+
+    The number is the data set's (or that of the names in a prepared npz), whichever labels happen to be there.
+    """
+    total = len(a.classes) or source.num_classes
     if wanted is None:
         return a.x_train, a.y_train, a.x_test, a.y_test, total
     keep = parse_classes(wanted, total)
     new = np.full(total, -1)
     new[keep] = np.arange(len(keep))
     train, test = np.isin(a.y_train, keep), np.isin(a.y_test, keep)
+    if not train.any() or not test.any():
+        raise BadInput(f"--classes {wanted}: no training or no test image there is of these classes")
     return a.x_train[train], new[a.y_train[train]], a.x_test[test], new[a.y_test[test]], len(keep)
 
 

@@ -287,9 +287,9 @@ class Run:
             if self.done:
                 self.values = old
                 return self
-            if old.get("status") == "done":
-                for path in self.folder.iterdir():
-                    path.unlink()
+            # what a repeated run has, or a process that was killed while it wrote
+            for path in self.folder.iterdir() if old.get("status") == "done" else self.folder.glob(".*.part"):
+                path.unlink()
             self._write("running")
         except BaseException:  # no __exit__ follows
             os.close(self._lock)

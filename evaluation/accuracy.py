@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
     parts = {part: mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
              for part in PARTS if f"{part}_logits" in arrays}
     test_all = parts["test"]
-    left = torch.from_numpy(~np.isin(arrays["test_labels"], whole_classes))
+    left = torch.from_numpy(remaining(arrays, whole_classes))
     parts["test"] = mia.Outputs(test_all.logits[left], test_all.labels[left])
     found: dict[str, Any] = {part: 100 * tow.accuracy(o.logits, o.labels) for part, o in parts.items()}
     found["test_all"] = 100 * tow.accuracy(test_all.logits, test_all.labels)
@@ -114,6 +114,11 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
               "MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
               "mia": percent | {name: attack[name] for name in ("members", "solver") if name in attack}}
     return found
+
+
+def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) -> np.ndarray:
+    """bool [N]: the test examples that count, which are those of classes that are not forgotten whole."""
+    return ~np.isin(arrays["test_labels"], whole_classes)
 
 
 def line(metrics: Mapping[str, Any]) -> str:

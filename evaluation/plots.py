@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.accuracy import load_outputs
+from evaluation.accuracy import load_outputs, remaining
 from evaluation.report import FLOOR, Row
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ def bars(table: list[Row], name: str, title: str) -> Figure:
     floor = next((r.numbers[name][0] for r in table if r.method == FLOOR), None)
     if floor is not None:
         axes.axvline(floor, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor:.3f}")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+        figure.legend(loc="outside upper center", frameon=False)
     low = min([_low(row, name) for row in shown] + ([floor] if floor is not None else []))
     axes.set_xlim(max(0.0, low - 0.15 * (1 - low) - 0.01), 1.0)
     for place, value in enumerate(values):
-        axes.annotate(f"{value:.3f}", (axes.get_xlim()[0], place), xytext=(5, -4), textcoords="offset points", color="white")
+        axes.annotate(f"{value:.3f}", (axes.get_xlim()[0], place), xytext=(5, -4), textcoords="offset points",
+                      bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}, fontsize=9)
     axes.set_xlabel(f"{name}: 1 = like retrain (bars start at {axes.get_xlim()[0]:.2f}); black: 95 % t-interval over seeds")
     axes.set_title(f"{title}: {table[0].setting}", fontsize=10)
     return figure
@@ -108,6 +109,8 @@ def histograms(table: list[Row], bins: int = 20) -> Figure:
         for outputs, part, colour, label in ((own, "test", GREEN, "test"), (own, "forget", ORANGE, "forget"),
                                              (ref, "forget", "black", "forget, retrain")):
             values = confidences(outputs[f"{part}_logits"], outputs[f"{part}_labels"])
+            if part == "test":
+                values = values[remaining(outputs, row.pairs[0].run.record["whole_classes"])]
             panel.hist(values, bins, range=(0, 1), weights=np.full(len(values), 1 / len(values)), histtype="step",
                        color=colour, label=label, linewidth=1.6, linestyle="--" if colour == "black" else "-")
         panel.set_yscale("log")
@@ -140,14 +143,19 @@ def efficacy(table: list[Row]) -> Figure:
 def cost(table: list[Row], name: str) -> Figure:
     """Seconds of the method, mask included, against ToW: upper left is better."""
     shown = [row for row in _methods(table) if row.numbers["seconds"][0] > 0 and row.pairs[0].method != "raw"]
-    figure, axes = _figure(8, 5)
-    for row in shown:
+    shown.sort(key=lambda row: row.numbers[name][0])
+    figure, axes = _figure(9, 5)
+    for place, row in enumerate(shown):
         x, y = row.numbers["seconds"][0], row.numbers[name][0]
         colour = RED if row.pairs[0].method == "retrain" else BLUE
-        axes.errorbar(x, y, xerr=_half(row, "seconds"), yerr=_half(row, name), fmt="o", color=colour, capsize=2)
-        axes.annotate(row.method, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        axes.errorbar(x, y, xerr=_half(row, "seconds"), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
+        # names stand in a column beside the axes, in the order of the points: near points would hide each other's
+        axes.annotate(row.method, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,
+                      va="center", annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)})
     axes.set_xscale("log")
-    axes.set_xlabel("seconds (method and mask, without evaluation), log scale")
+    axes.set_ylim(top=1.03)
+    axes.set_xlabel("seconds (method and mask, without evaluation), log scale; bars: 95 % t-intervals over seeds")
     axes.set_ylabel(f"{name} (1 = like retrain)")
     axes.set_title(f"Cost against {name}: {table[0].setting}", fontsize=10)
     return figure

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from evaluation import tow
-from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of
+from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of, remaining
 from utils import BadInput, Saved, digest_of, find_runs, hp, write_atomic
 
 WEAK = 60.0  # AUC in % under which an attack's threshold says little
@@ -132,8 +132,9 @@ def measures(pair: Pair) -> dict[str, float]:
     numbers["ToW-MIA"] = tow.tow_mia(_shares(own), _shares(ref))
     numbers["Avg. gap"] = tow.average_gap(own, ref)
     ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
-    for part in ("forget", "test"):
-        a, b = (torch.from_numpy(outputs[f"{part}_logits"]) for outputs in (ours, theirs))
+    counted = {"forget": slice(None), "test": remaining(ours, pair.run.record["whole_classes"])}
+    for part, rows in counted.items():
+        a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
         numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
     spent = pair.run.record["seconds"]
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)

@@ -52,7 +52,8 @@ def test_chain_leaves_a_finished_record_of_every_stage_and_method(library: Path)
     assert {run.setting("unlearn") for run in find_runs(library, ("forget",))} == set(METHODS.names())
     for run in find_runs(library, ("train", "mask", "forget")):
         record = run.record
-        assert record["stage"] == run.folder.parent.name and record["status"] == "done" and record["schema"] == utils.SCHEMA
+        assert record["stage"] == run.folder.parent.name
+        assert record["status"] == "done" and record["schema"] == utils.SCHEMA
         assert run.setting("seed") == 1 and run.setting("classes") == "0-2" and run.setting("arch") == "resnet20s"
         assert re.fullmatch(r"[0-9a-f]{40}|unknown", record["commit"])
         assert record["torch"] == torch.__version__ and record["device"].startswith("cpu")
@@ -133,7 +134,9 @@ def test_several_densities_come_from_one_ranking(library: Path, original: Saved,
         assert not (low[name] & ~half[name]).any() and torch.equal(half[name], known[name]) and full[name].all()
 
 
-def test_analysis_writes_its_tables_and_plots(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_analysis_writes_its_tables_and_plots(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for stage, name, figures in (("analysis.py", "tow", {"tow", "accuracy", "confidence", "cost"}),
                                  ("analysis_mia.py", "tow_mia", {"tow_mia", "mia", "cost_mia"})):
         out = tmp_path / stage
@@ -172,8 +175,8 @@ def test_other_settings_make_another_folder(library: Path, original: Saved, tmp_
     names = []
     for change in ([], ["--unlearn_lr", "0.02"], ["--seed", "7"], ["--num_indexes_to_replace", "21"], ["--aug"],
                    ["--batch_size", "32"], ["--precision", "bf16"], ["--device", "auto"]):
-        words = [*shell.FORGET, "--unlearn_epochs", "1", "--checkpoint", str(original.folder), "--unlearn", "FT", *change]
-        args = arg_parser.parse("forget", ["--device", "cpu", "--save_dir", str(tmp_path), *words])
+        words = ["--unlearn", "FT", "--unlearn_epochs", "1", *shell.FORGET, "--device", "cpu", *change]
+        args = arg_parser.parse("forget", ["--checkpoint", str(original.folder), "--save_dir", str(tmp_path), *words])
         data = dataset.load(args.data, Runtime(args.rt), args.forget)
         run = utils.Run(args.run, "forget", args.label, args.settings, **args.identity, **data.splits.keys())
         names.append(run.folder.name)
@@ -213,8 +216,8 @@ def test_another_attack_rereads_the_stored_logits(
     shell.forget(original, library, "NG", *shell.FORGET, "--mia", "svc", "--mia_mode", "published")
     assert f"MIA {fresh['MIA']:.2f}" in capsys.readouterr().out
     assert shell.listing(library) == before
-    shell.call("analysis_mia.py", "--mia", "svc", "--mia_mode", "published", "--unlearn", "NG", "--out", tmp_path / "out",
-               save_dir=library)
+    shell.call("analysis_mia.py", "--mia", "svc", "--mia_mode", "published", "--unlearn", "NG",
+               "--out", tmp_path / "out", save_dir=library)
     row = re.search(r"^\| NG .*$", capsys.readouterr().out, re.M)[0]
     assert row.split("|")[4].strip() == f"{fresh['MIA']:.2f}"
 
@@ -237,7 +240,8 @@ def test_original_is_found_by_the_flags_that_were_typed(
         args = arg_parser.parse("forget", ["--save_dir", str(tmp_path), "--unlearn", "raw", *shell.FORGET, *words])
         assert args.original.folder == found[wanted].folder
         assert capsys.readouterr().out == f"original: {found[wanted].folder}\n"
-        assert args.rt.seed == args.original.setting("seed") and args.data.classes == "0-2" and args.data.batch_size == 64
+        assert args.rt.seed == args.original.setting("seed")
+        assert args.data.classes == "0-2" and args.data.batch_size == 64
     # a folder of run folders narrows as well, but the seed only where it is typed
     named = ["--checkpoint", str(library), "--unlearn", "raw", *shell.FORGET]
     assert arg_parser.parse("forget", named).original.folder == shell.only(library, "train").folder
@@ -331,10 +335,11 @@ RUM = {
     "main_train.py --dataset cifar10 --arch resnet18 --epochs 30 --lr 0.1 --batch_size 256":
         {"dataset": "cifar10", "arch": "resnet18", "epochs": 30, "lr": 0.1, "batch_size": 256, "schedule": "cosine"},
     "main_forget.py --unlearn retrain --num_indexes_to_replace 3000 --unlearn_epochs 30 --unlearn_lr 0.1":
-        {"unlearn": "retrain", "num_indexes_to_replace": 3000, "unlearn_epochs": 30, "unlearn_lr": 0.1, "schedule": "cosine"},
+        {"unlearn": "retrain", "num_indexes_to_replace": 3000, "unlearn_epochs": 30, "unlearn_lr": 0.1},
     "main_forget.py --unlearn FT --num_indexes_to_replace 3000 --unlearn_lr 0.01 --unlearn_epochs 10":
         {"unlearn": "FT", "num_indexes_to_replace": 3000, "unlearn_epochs": 10, "unlearn_lr": 0.01},
-    "main_forget.py --unlearn FT_prune --num_indexes_to_replace 3000 --alpha 5e-4 --unlearn_lr 0.01 --unlearn_epochs 10":
+    "main_forget.py --unlearn FT_prune --num_indexes_to_replace 3000 --alpha 5e-4 --unlearn_lr 0.01 "
+    "--unlearn_epochs 10":
         {"unlearn": "FT_prune", "alpha": 5e-4, "unlearn_epochs": 10, "unlearn_lr": 0.01, "no_l1_epochs": 0},
     "main_forget.py --unlearn GA --num_indexes_to_replace 3000 --unlearn_lr 0.0001 --unlearn_epochs 5":
         {"unlearn": "GA", "unlearn_lr": 1e-4, "unlearn_epochs": 5},
@@ -346,7 +351,7 @@ RUM = {
     "generate_mask.py --save salun --num_indexes_to_replace 3000 --unlearn_epochs 1":
         {"save_dir": "salun", "num_indexes_to_replace": 3000, "density": (0.5,)},
     "main_random.py --unlearn RL --unlearn_lr 0.1 --unlearn_epochs 10 --num_indexes_to_replace 3000 --path salun":
-        {"unlearn": "RL", "path": "salun", "unlearn_lr": 0.1, "unlearn_epochs": 10, "rl_form": "mixed", "save_dir": "runs"},
+        {"unlearn": "RL", "path": "salun", "unlearn_lr": 0.1, "rl_form": "mixed", "save_dir": "runs"},
     "main_random.py --unlearn RL_og --unlearn_lr 0.1 --unlearn_epochs 10 --num_indexes_to_replace 3000":
         {"unlearn": "RL_og", "path": None, "unlearn_lr": 0.1},
     "analysis.py --dataset cifar10 --arch resnet18 --no_aug --unlearn NG --num_indexes_to_replace 3000":
@@ -356,9 +361,11 @@ RUM = {
 }
 SPARSITY = {
     "--unlearn retrain --num_indexes_to_replace 4500 --unlearn_epochs 160 --unlearn_lr 0.1":
-        {"unlearn": "retrain", "unlearn_epochs": 160, "unlearn_lr": 0.1, "schedule": "step", "decreasing_lr": (91, 136)},
-    "--unlearn FT --num_indexes_to_replace 4500 --unlearn_lr 0.01 --unlearn_epochs 10": {"unlearn": "FT", "unlearn_epochs": 10},
-    "--unlearn GA --num_indexes_to_replace 4500 --unlearn_lr 0.0001 --unlearn_epochs 5": {"unlearn": "GA", "unlearn_lr": 1e-4},
+        {"unlearn": "retrain", "unlearn_epochs": 160, "schedule": "step", "decreasing_lr": (91, 136)},
+    "--unlearn FT --num_indexes_to_replace 4500 --unlearn_lr 0.01 --unlearn_epochs 10":
+        {"unlearn": "FT", "unlearn_lr": 0.01, "unlearn_epochs": 10},
+    "--unlearn GA --num_indexes_to_replace 4500 --unlearn_lr 0.0001 --unlearn_epochs 5":
+        {"unlearn": "GA", "unlearn_lr": 1e-4, "unlearn_epochs": 5},
     "--unlearn FT_prune --num_indexes_to_replace 4500 --alpha 1e-4 --unlearn_lr 0.01 --unlearn_epochs 10":
         {"unlearn": "FT_prune", "alpha": 1e-4},
 }
@@ -398,7 +405,8 @@ def test_published_sparsity_lines_parse_with_their_values(
 ) -> None:
     run = pretend_to_train(tmp_path / "dense", "--protocol", "sparse")
     shutil.copy(run.folder / "model.pt", tmp_path / "0model_SA_best.pth.tar")
-    words = ["--save_dir", "out", "--mask", "0model_SA_best.pth.tar" if published else str(run.folder), *shlex.split(line)]
+    mask = "0model_SA_best.pth.tar" if published else str(run.folder)
+    words = ["--save_dir", "out", "--mask", mask, *shlex.split(line)]
     found = settings_of("forget", [*words, *(["--protocol", "sparse"] if published else [])])
     assert found == found | SPARSITY[line] | {"save_dir": "out", "num_indexes_to_replace": 4500, "protocol": "sparse"}
     assert found["aug"] is True and (found["dataset"], found["arch"]) == ("cifar10", "resnet18")

@@ -111,11 +111,13 @@ def test_forget_sets_have_their_size_and_classes(
     assert not np.array_equal(other, forget)
 
 
-def test_whole_classes_are_those_without_a_retained_example(rt: Runtime, digits: sources.Arrays, tmp_path: Path) -> None:
+def test_whole_classes_are_those_without_a_retained_example(
+    rt: Runtime, digits: sources.Arrays, tmp_path: Path
+) -> None:
     assert load(rt, {"class_to_replace": (8, 3)}).splits.whole_classes == (3, 8)
     train = load(rt).splits.train
-    threes = train[digits.y_train[train] == 3]
-    for index, whole in ((threes, (3,)), (threes[1:], ()), (np.append(threes, train[digits.y_train[train] == 5][:4]), (3,))):
+    threes, fives = (train[digits.y_train[train] == label] for label in (3, 5))
+    for index, whole in ((threes, (3,)), (threes[1:], ()), (np.append(threes, fives[:4]), (3,))):
         np.save(tmp_path / "index.npy", index)
         assert load(rt, {"forget_index": str(tmp_path / "index.npy")}).splits.whole_classes == whole
 
@@ -160,7 +162,8 @@ def test_overlapping_splits_are_refused() -> None:
 
 def test_data_key_changes_with_each_ingredient_and_with_nothing_else(rt: Runtime, tmp_path: Path) -> None:
     key = load(rt).splits.data_key
-    for change in ({"split_seed": 2}, {"val_fraction": 0.2}, {"val_fraction": 0.0}, {"classes": "0-8"}, {"classes": "1-9"}):
+    for change in ({"split_seed": 2}, {"val_fraction": 0.2}, {"val_fraction": 0.0}, {"classes": "0-8"},
+                   {"classes": "1-9"}):
         assert load(rt, **change).splits.data_key != key, change
     for change in ({"batch_size": 7}, {"aug": True}, {"aug": False}, {"classes": "0-9"}, {"data": str(tmp_path)}):
         assert load(rt, **change).splits.data_key == key, change
@@ -216,8 +219,8 @@ def loader_of(count: int, batch_size: int, shuffle: int | None = None, offset: i
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sizes"), [
-    (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (8, 4, [4, 4]), (5, 4, [5]), (3, 4, [3]), (1, 4, [1]), (4, 1, [1, 1, 2]), (2, 1, [2]),
-    (257, 256, [257])])
+    (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (8, 4, [4, 4]), (5, 4, [5]), (3, 4, [3]), (1, 4, [1]), (4, 1, [1, 1, 2]),
+    (2, 1, [2]), (257, 256, [257])])
 @pytest.mark.parametrize("shuffle", [None, 1])
 def test_every_example_comes_once_and_no_batch_is_a_single_one(
     count: int, batch_size: int, sizes: list[int], shuffle: int | None
@@ -310,8 +313,8 @@ def test_sum_of_loaders_has_the_examples_of_both_mixed() -> None:
 def plain_crops(image: np.ndarray, pad: int, flip: bool) -> dict[tuple[int, int, bool], np.ndarray]:
     """Every crop of the zero-padded image by a loop over pixels, and each mirrored left to right."""
     height, width, channels = image.shape
-    crops = {}
-    for dy, dx, mirrored in itertools.product(range(2 * pad + 1), range(2 * pad + 1), (False, True) if flip else (False,)):
+    crops, offsets = {}, range(2 * pad + 1)
+    for dy, dx, mirrored in itertools.product(offsets, offsets, (False, True) if flip else (False,)):
         crop = np.zeros_like(image)
         for row, column in itertools.product(range(height), range(width)):
             y, x = row + dy - pad, column + dx - pad

@@ -212,7 +212,8 @@ class Room(dict):
         """A copy of the original's run folder, with another text or other fields in its record."""
         folder = self.root / "train" / f"copy{len(list(self.root.glob('train/*')))}"
         shutil.copytree(self.original.folder, folder)
-        (folder / "record.json").write_text(json.dumps({**self.original.record, **changed}) if record is None else record)
+        whole = json.dumps({**self.original.record, **changed})
+        (folder / "record.json").write_text(whole if record is None else record)
         return folder
 
     # checkpoints
@@ -449,14 +450,14 @@ def test_analysis_without_retrain_prints_the_command_that_helps(room: Room, caps
 def test_full_disk_is_said_and_leaves_nothing(
     name: str, room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = os.fsync
+    real = os.replace
 
-    def fsync(file: int) -> None:
-        if f".{name}." in os.readlink(f"/proc/self/fd/{file}"):
+    def replace(part: Path, path: Path) -> None:
+        if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file)
+        real(part, path)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     said = message("main_forget.py", "{ON_RUN} {SOME}".format_map(room).split(), room, capsys)
     assert name in said and "No space left" in said and "--save_dir" in said
 

@@ -1,7 +1,8 @@
-"""Runs that are killed go on to bit-identical weights, half-written files are never read, and two at once do no harm."""
+"""Killed runs go on to bit-identical weights, half-written files are never read, and two runs at once do no harm."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 
 import trainer
 from evaluation import accuracy
+from unlearn import Task
 from utils import Saved
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ JOBS = {
     "GA": ("main_forget.py", f"--unlearn GA --unlearn_epochs {EPOCHS} --bn_update --batch_size 8"),
     "NG": ("main_forget.py", f"--unlearn NG --unlearn_epochs {EPOCHS} --alpha 0.8 --batch_size 32"),
     "SCRUB": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2"),
-    "SCRUB and rewind": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2 --rewind"),
+    "SCRUB and rewind": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 3 --rewind"),
     "RL with a mask": ("main_random.py", f"--unlearn RL --unlearn_epochs {EPOCHS} --path {{root}}"),
     "RL_og in two passes": ("main_random.py", f"--unlearn RL_og --unlearn_epochs {EPOCHS} --rl_form sequential"),
 }
@@ -117,8 +119,25 @@ def test_resuming_does_not_start_anew(library: Path, tmp_path: Path) -> None:
     assert run.record["seconds"]["unlearn"] > spent > 0
 
 
+def test_rewinding_reaches_epochs_from_before_the_stop(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With errors that make the first epoch the one to go back to, and a stop in the last one."""
+    calls = itertools.count(1)
+    monkeypatch.setattr(Task, "error", lambda task, part: 0.0 if part == "val" else float(next(calls)))
+    stage, words = command("SCRUB and rewind", library)
+    with pytest.MonkeyPatch.context() as patch:
+        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        whole = run_whole(stage, words, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shell.interrupt_step(patch, trainer.Sgd, len(taken))
+        shell.call(stage, *words, save_dir=tmp_path / "cut")
+    assert_same(run_whole(stage, words, tmp_path / "cut"), whole)
+    assert json.loads((whole.folder / "log.jsonl").read_text().splitlines()[-1])["rewound_to"] == 0
+
+
 def test_a_run_stopped_at_any_of_its_file_writes_ends_as_if_never_stopped(library: Path, tmp_path: Path) -> None:
-    """Stopped just before each file gets its name, one write after the other; remains of dead writers do not matter."""
+    """Stopped just before a file gets its name, for every file; what dead writers left is not read, and goes."""
     stage, words = command("NG", library)
     words = [*words, "--unlearn_epochs", "2", "--batch_size", "64"]
     real, written = os.replace, []
@@ -143,10 +162,7 @@ def test_a_run_stopped_at_any_of_its_file_writes_ends_as_if_never_stopped(librar
     for stop, name in enumerate(names, 1):
         (tmp_path / f"cut{stop}" / "forget" / whole.folder.name / f".{name}.123.part").write_bytes(b"half a file")
     for stop in range(1, len(names) + 1):
-        run = run_whole(stage, words, tmp_path / f"cut{stop}")
-        for part in run.folder.glob(".*.part"):
-            part.unlink()
-        assert_same(run, whole)
+        assert_same(run_whole(stage, words, tmp_path / f"cut{stop}"), whole)
 
 
 # ------------------------------------------------------------------------------------------------- real kills, slowly
@@ -208,9 +224,8 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_no_file_that_is_read(l
     with pytest.raises(Exception, match="zip|archive"):
         torch.load(part, weights_only=True)
     assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
-    run = run_whole(stage, words, save_dir)
-    part.unlink()
-    assert_same(run, run_whole(stage, words, tmp_path / "whole"))
+    assert_same(run_whole(stage, words, save_dir), run_whole(stage, words, tmp_path / "whole"))
+    assert not part.exists()
 
 
 def test_two_processes_on_the_same_settings_make_one_run(library: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""TRAPS.md is whole and true: every numbered trap of the references once, every named test there, every reason a known one."""
+"""TRAPS.md is whole and true: every numbered trap once, each with tests that are there or a reason of a known kind."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ def rows(text: str) -> list[Trap]:
     return [Trap(*row) for row in cells]
 
 
+@functools.cache
 def functions(path: Path) -> set[str]:
     """Names of the tests that pytest collects from a file."""
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
@@ -75,7 +77,8 @@ def test_names_of_what_is_not_there_are_found(held_by: str) -> None:
     assert list(absent(held_by))
 
 
-@pytest.mark.parametrize("reason", ["", "later", "later: some day (perhaps)", "later: memorization and RUM", "not ours:",
-                                    "because: of this and that", "by design: so"])
+@pytest.mark.parametrize("reason", [
+    "", "later", "later: some day (perhaps)", "later: memorization and RUM", "not ours:", "because: of this and that",
+    "by design: so"])
 def test_reasons_of_other_words_are_none(reason: str) -> None:
     assert not REASON.fullmatch(reason)
