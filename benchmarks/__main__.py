@@ -10,10 +10,10 @@ import argparse
 import os
 import platform
 import statistics
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,38 +30,24 @@ from utils import Runtime, RuntimeConfig
 Side = Callable[[], object]
 
 
-class Peak:
-    """Largest resident memory of the process inside the block, in MiB above what it was at its start."""
-
-    def __enter__(self) -> Peak:
-        self.start, self.peak, self.stop = resident(), 0.0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.005):
-            self.peak = max(self.peak, resident() - self.start)
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
+def peak_of(what: str, side: str, args: argparse.Namespace) -> float:
+    """Largest resident memory in MiB of a process of its own that does one side of a benchmark once."""
+    command = [sys.executable, "-m", "benchmarks", what, "--side", side, "--threads", str(args.threads), "--arch", args.arch,
+               "--rows", str(args.rows), "--scale", str(args.scale)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(said.strip().splitlines()[-1])
 
 
-def resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-
-
-def interleaved(ours: Side | dict[str, Side], theirs: Side, rounds: int) -> dict[str, dict[str, float]]:
-    """For each of our sides: wall and CPU seconds of both (medians), the median over rounds of plain / ours, memory."""
+def interleaved(ours: Side | dict[str, Side], theirs: Side, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """For each of our sides: wall and CPU seconds of both (medians), and the median over rounds of plain / ours."""
     sides = {**(ours if isinstance(ours, dict) else {"": ours}), "plain": theirs}
-    peaks = {}
-    for name, side in sides.items():  # also the warm-up
-        with Peak() as memory:
+    for name, side in sides.items():  # the warm-up, or all that is asked for
+        if args.side is None or (args.side == "plain") == (name == "plain"):
             side()
-        peaks[name] = memory.peak
+    if args.side is not None:
+        return {name: {} for name in sides if name != "plain"}
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(rounds):
+    for _ in range(args):
         for name, side in sides.items():
             wall, cpu = time.perf_counter(), time.process_time()
             side()
@@ -72,7 +58,6 @@ def interleaved(ours: Side | dict[str, Side], theirs: Side, rounds: int) -> dict
         "cpu s": statistics.median(cpu for _, cpu in times), "plain cpu s": plain_cpu,
         "ratio wall": statistics.median(p[0] / o[0] for p, o in zip(seen["plain"], times, strict=True)),
         "ratio cpu": statistics.median(p[1] / o[1] for p, o in zip(seen["plain"], times, strict=True)),
-        "peak MiB": round(peaks[name], 1), "plain peak MiB": round(peaks["plain"], 1),
     } for name, times in seen.items() if name != "plain"}
 
 
@@ -103,7 +88,7 @@ def bench_loader(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[
     for name, train in (("loader, crop and flip", True), ("loader, evaluation", False)):
         batches = data.loader("train", rt, "benchmark") if train else data.loader("train")
         theirs = plain.loader(x[index], y[index], train=train)
-        found = interleaved(lambda b=batches: [None for _ in b], lambda t=theirs: [None for _ in t], args.rounds)
+        found = interleaved(lambda b=batches: [None for _ in b], lambda t=theirs: [None for _ in t], args)
         rows.append((name, found[""]))
     return rows
 
@@ -115,7 +100,7 @@ def bench_step(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[st
     opt = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt)
     other = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     batches, theirs = data.loader("train", rt, "benchmark"), plain.loader(x[index], y[index], train=True)
-    found = interleaved(lambda: opt.epoch(batches, cross_entropy), lambda: plain.train_epoch(twin, theirs, other), args.rounds)
+    found = interleaved(lambda: opt.epoch(batches, cross_entropy), lambda: plain.train_epoch(twin, theirs, other), args)
     return [(f"training step {args.arch}, batch 256", found[""])]
 
 
@@ -143,7 +128,7 @@ def bench_evaluation(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, d
         target = plain.probabilities(twin, plain.loader(x[s.forget], y[s.forget]))
         return plain.attack(*(feature_rows(*part) for part in (target, member, nonmember)))
 
-    found = interleaved({rule: lambda r=rule: ours(r) for rule in ("threshold", "svc")}, theirs, args.rounds)
+    found = interleaved({rule: lambda r=rule: ours(r) for rule in ("threshold", "svc")}, theirs, args)
     return [(f"evaluation {args.arch}, {60 * size} images, --mia {rule}", row) for rule, row in found.items()]
 
 
@@ -174,7 +159,9 @@ def bench_attack(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[
     def theirs() -> None:
         shares["plain"] = plain.attack(target, member, nonmember)
 
-    found = interleaved(ours, theirs, args.rounds)[""]
+    found = interleaved(ours, theirs, args)[""]
+    if args.side is not None:
+        return []
     found["largest difference of a share"] = max(abs(a - b) for a, b in zip(shares["ours"], shares["plain"], strict=True))
     found["solvers"] = ", ".join(shares["solvers"])  # type: ignore[assignment]
     return [(f"RBF-SVC attack, five features, {args.rows} + {args.rows} rows", found)]
@@ -191,16 +178,22 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.1, help="share of CIFAR-10's size, of the evaluation")
     parser.add_argument("--arch", default="resnet20s")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--side", choices=("ours", "plain"), help="do one side once and print the process's peak MiB")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rt = Runtime(RuntimeConfig(device="cpu", progress=False))
+    if args.side is not None:
+        BENCHES[args.what[0]](rt, args)
+        print(rt.facts()["peak_memory_mib"])
+        return
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}, "
           f"{args.rounds} rounds, medians; load average {os.getloadavg()[0]:.1f}", flush=True)
     for what in args.what or BENCHES:
         for name, found in BENCHES[what](rt, args):
             numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
             print(f"{name}: {numbers}", flush=True)
-    print(f"peak memory of the process: {rt.facts()['peak_memory_mib']} MiB")
+        ours, theirs = (peak_of(what, side, args) for side in ("ours", "plain"))
+        print(f"{what}: peak memory of a process {ours:.0f} MiB, plain {theirs:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,15 @@ def test_retrain_of_another_original_is_refused(bench: Path, tmp_path: Path) -> 
     refused(root, "3 has no retrain", "--seed 3")
 
 
+def test_seeds_of_one_original_have_each_their_own_retrain(bench: Path, library: Path, tmp_path: Path) -> None:
+    for method, seed in itertools.product(("retrain", "NG"), SEEDS):
+        pretend(library, tmp_path, method, seed, parent="one for all")
+    row = row_of(table_of(tmp_path), "NG")
+    for pair in row.pairs:
+        assert pair.retrain.folder.name == f"retrain-{pair.seed}"
+    assert row.numbers == row_of(table_of(bench), "NG").numbers
+
+
 def test_unfinished_retrain_is_none(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     change(root / "forget" / "retrain-3", status="running")
