@@ -47,7 +47,7 @@ def interleaved(ours: Side | dict[str, Side], theirs: Side, args: argparse.Names
     if args.side is not None:
         return {name: {} for name in sides if name != "plain"}
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(args):
+    for _ in range(args.rounds):
         for name, side in sides.items():
             wall, cpu = time.perf_counter(), time.process_time()
             side()
