@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -184,7 +185,9 @@ def main() -> None:
     rt = Runtime(RuntimeConfig(device="cpu", progress=False))
     if args.side is not None:
         BENCHES[args.what[0]](rt, args)
-        print(rt.facts()["peak_memory_mib"])
+        # not getrusage: its maximum counts the parent's memory before exec
+        high = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        print(int(high.split()[1]) / 1024)
         return
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}, "
           f"{args.rounds} rounds, medians; load average {os.getloadavg()[0]:.1f}", flush=True)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 import shell
 import torch
+from conftest import quiet_runtime
 
 import trainer
 from evaluation import accuracy
 from unlearn import Task
-from utils import Saved
+from utils import Saved, find_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 3
@@ -165,10 +167,26 @@ def test_a_run_stopped_at_any_of_its_file_writes_ends_as_if_never_stopped(librar
         assert_same(run_whole(stage, words, tmp_path / f"cut{stop}"), whole)
 
 
+def test_streams_asked_for_after_resuming_stand_where_they_stood() -> None:
+    """Also those that are asked for only after another stop."""
+    first = quiet_runtime()
+    drawn = {name: torch.rand(3, generator=first.generator(name)) for name in ("early", "late", "last")}
+    states = {name: state.clone() for name, state in first.streams().items()}
+    wanted = {name: torch.rand(3, generator=stream) for name, stream in first._streams.items()}
+    second, third = quiet_runtime(), quiet_runtime()
+    streams = {"early": second.generator("early")}
+    second.restore_streams(states)
+    streams["late"] = second.generator("late")
+    third.restore_streams(second.streams())
+    streams["last"] = third.generator("last")
+    for name, stream in streams.items():
+        assert torch.equal(torch.rand(3, generator=stream), wanted[name]) and not torch.equal(drawn[name], wanted[name])
+
+
 # ------------------------------------------------------------------------------------------------- real kills, slowly
 
 
-def start(program: list[str], stage: str, words: list[str], save_dir: Path) -> subprocess.Popen[str]:
+def start(program: list[str], words: list[str], save_dir: Path) -> subprocess.Popen[str]:
     """A stage in a process of its own, on one thread as the tests."""
     line = [sys.executable, *program, *shell.QUIET, "--save_dir", str(save_dir), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -176,11 +194,16 @@ def start(program: list[str], stage: str, words: list[str], save_dir: Path) -> s
                             text=True)
 
 
-def wait_for_rows(process: subprocess.Popen[str], save_dir: Path, count: int) -> None:
-    """Until the run's log has so many rows."""
-    while sum(len(log.read_text().splitlines()) for log in save_dir.glob("*/*/log.jsonl")) < count:
-        assert process.poll() is None, process.communicate()
+def kill_after(process: subprocess.Popen[str], save_dir: Path, rows: int, seconds: float) -> bool:
+    """Kill -9 so long after the run's log has so many rows; False where it was faster and has ended well."""
+    while process.poll() is None and sum(
+            len(log.read_text().splitlines()) for log in save_dir.glob("*/*/log.jsonl")) < rows:
         time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
+    said = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode != 0
 
 
 @pytest.mark.parametrize("job", ["train", "SCRUB and rewind"])
@@ -188,12 +211,10 @@ def test_a_process_killed_at_a_random_moment_resumes_bit_identically(job: str, l
     stage, words = command(job, library)
     words = [*words, "--epochs" if job == "train" else "--unlearn_epochs", "6"]
     save_dir, draw = tmp_path / "cut", random.Random()
-    process = start([str(ROOT / stage)], stage, words, save_dir)
-    wait_for_rows(process, save_dir, draw.randint(1, 4))
-    time.sleep(draw.uniform(0, 0.15))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    program = [str(ROOT / stage)]
+    while not kill_after(start(program, words, save_dir), save_dir, draw.randint(1, 3), draw.uniform(0, 0.1)):
+        shutil.rmtree(save_dir)
+    assert not find_runs(save_dir, ("train", "forget"))
     assert_same(run_whole(stage, words, save_dir), run_whole(stage, words, tmp_path / "whole"))
 
 
@@ -216,7 +237,7 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_no_file_that_is_read(l
     """The second state is half on the disk when the process dies; the first one is what the next run goes on from."""
     stage, words = command("RL with a mask", library)
     save_dir = tmp_path / "cut"
-    process = start(["-c", KILLED_WHILE_WRITING], stage, words, save_dir)
+    process = start(["-c", KILLED_WHILE_WRITING], words, save_dir)
     said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said
     (folder,) = (save_dir / "forget").iterdir()
@@ -231,7 +252,7 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_no_file_that_is_read(l
 def test_two_processes_on_the_same_settings_make_one_run(library: Path, tmp_path: Path) -> None:
     stage, words = command("train", library)
     save_dir = tmp_path / "both"
-    processes = [start([str(ROOT / stage)], stage, words, save_dir) for _ in range(2)]
+    processes = [start([str(ROOT / stage)], words, save_dir) for _ in range(2)]
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert sorted("already done" in out for out, _ in said) == [False, True]
