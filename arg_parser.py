@@ -34,7 +34,12 @@ NO_EFFECT = {
     "workers": "images are on the device, there are no workers",
     "print_freq": "progress is shown once an epoch",
 }
-NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set"}}
+FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's
+SWITCHES = ("aug", "no_aug")  # of the flags without effect, those that take no value
+NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set",
+                         "aug": "saliency is measured on the images as they are",
+                         "no_aug": "saliency is measured on the images as they are",
+                         "compile": "a saliency mask is one pass over the forget set"}}
 PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
     "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
     "sparse": {"epochs": 182, "schedule": "step", "aug": True},
@@ -106,6 +111,7 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
 def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> SimpleNamespace:
     """Settings of a stage from its command line: typed, else the original's record, the method's, the protocol's."""
     parser = parser or _Parser(prog=STAGES[stage][0], allow_abbrev=False)
+    given = [token.partition("=")[0] for token in argv]
     argv = _spell(stage, argv)
     groups = dict(STAGES[stage][1])
     method = _peek(argv, "unlearn") if "method" in groups else None
@@ -117,8 +123,12 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     typed = _typed(parser, groups, argv, stage)
     if "method" in groups and method is None:
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(_allowed(stage))}")
+    if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
+        say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed)
-    configs = {group: config(**{k: v for k, v in values[group].items()}) for group, config in groups.items()}
+    configs = {group: config(**values[group]) for group, config in groups.items()}
+    if "rt" in configs:
+        configs["rt"] = configs["rt"].resolved()
     args = SimpleNamespace(**configs, stage=stage, original=parent, method_name=method)
     args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent")}
     if "data" in groups:
@@ -142,12 +152,11 @@ def _method(stage: str, name: str) -> unlearn.Method:
 
 
 def _peek(argv: list[str], name: str) -> str | None:
+    found = None
     for token, following in zip(argv, [*argv[1:], ""], strict=True):
-        if token == f"--{name}":
-            return following
-        if token.startswith(f"--{name}="):
-            return token.partition("=")[2]
-    return None
+        if token.partition("=")[0] == f"--{name}":
+            found = token.partition("=")[2] if "=" in token else following  # the last one counts, as in argparse
+    return found
 
 
 def _spell(stage: str, argv: Sequence[str]) -> list[str]:
@@ -163,14 +172,12 @@ def _spell(stage: str, argv: Sequence[str]) -> list[str]:
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
         if name in drop:
-            if not equals and tokens and not tokens[0].startswith("--"):
+            if not equals and name not in SWITCHES and tokens and not tokens[0].startswith("--"):
                 tokens.pop(0)
             say(f"notice: --{name} has no effect: {drop[name]}")
             continue
         if name in ALIASES and stage not in ("analysis", "analysis_mia"):
             say(f"notice: --{name} is taken as --{ALIASES[name]}")
-            if name == "mask" and stage == "forget" and "class_to_replace" not in " ".join(tokens + out):
-                say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
             name = ALIASES[name]
         out.append(f"--{name}{equals}{value}")
     return out
@@ -260,7 +267,7 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
             values["cfg"].setdefault(name, PROTOCOLS[protocol][name])
     if "method" in groups:
         method = unlearn.METHODS[typed["unlearn"]]
-        cfg = parent.record.get("settings", {}).get("cfg", {}) if method.inherits else {}
+        cfg = parent.training or {}
         given = {ours: cfg[theirs] for ours, theirs in method.inherits.items() if theirs in cfg}
         for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
             values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
@@ -272,7 +279,7 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
 def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The typed flags that say which original is meant."""
     narrow = {n: v for group in ("protocol", "data", "model", "parent") for n, v in values[group].items()}
-    return {n: v for n, v in narrow.items() if n not in ("checkpoint", "data", "download", "batch_size", "aug")}
+    return {n: v for n, v in narrow.items() if n not in ("checkpoint", *FREE)}
 
 
 def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
@@ -281,7 +288,7 @@ def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, 
         for name in names[group]:
             theirs = parent.setting(name)
             mine = typed.get(name, theirs)
-            if mine != theirs and name not in ("data", "download", "batch_size", "aug", "protocol", "checkpoint"):
+            if mine != theirs and name not in ("protocol", "checkpoint", *FREE):
                 raise BadInput(f"--{name} {mine}: the original in {parent.folder} has {theirs}; leave the flag away or "
                                "name another --checkpoint")
             values[group][name] = mine

@@ -227,12 +227,12 @@ class Data:
     def index(self, part: str) -> np.ndarray:
         return np.arange(len(self.test.y)) if part == "test" else getattr(self.splits, part)
 
-    def loader(self, part: str, rt: Runtime | None = None, purpose: str = "") -> Loader:
+    def loader(self, part: str, rt: Runtime | None = None, purpose: str = "", batch_size: int | None = None) -> Loader:
         """In order for evaluation; with a runtime, shuffled (and augmented, where set) by the purpose's own streams."""
         images = self.test if part == "test" else self.images
         index = torch.from_numpy(self.index(part)).to(images.home)
         if rt is None:
-            return Loader(images, index, images.y[index], EVAL_BATCH[images.device.type])
+            return Loader(images, index, images.y[index], batch_size or EVAL_BATCH[images.device.type])
         shuffle = rt.generator(f"order/{purpose}/{part}", images.home)
         augment = rt.generator(f"augment/{purpose}/{part}", images.home) if self.aug else None
         return Loader(images, index, images.y[index], self.batch_size, shuffle, augment)
@@ -291,7 +291,7 @@ def parse_classes(text: str, total: int) -> list[int]:
     """``0-4,7`` -> [0, 1, 2, 3, 4, 7]; ascending, at least two, all below ``total``."""
     try:
         spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        keep = sorted({c for span in spans for c in range(span[0], span[-1] + 1)})
+        keep = sorted({c for span in spans for c in range(span[0], min(span[-1], total) + 1)})
     except ValueError:
         raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}") from None
     if any(len(span) > 2 for span in spans) or len(keep) < 2 or keep[-1] >= total:

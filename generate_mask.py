@@ -17,10 +17,10 @@ def main(args):
     data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
     with Run(args.run, "mask", args.label, args.settings, **args.identity, **data.splits.keys()) as run:
         if not run.done:
-            model, _ = models.load(args.original.file, args.model, data, rt)
+            model, pruned = models.load(args.original.file, args.model, data, rt)
             with run.timed(rt, "mask"):
-                scores = saliency(model, data.loader("forget"), rt, args.cfg.saliency_mode)
-                masks = largest(scores, args.cfg.density)
+                forget = data.loader("forget", batch_size=data.batch_size)
+                masks = largest(saliency(model, forget, args.cfg.saliency_mode), args.cfg.density, pruned)
             for density, mask in masks.items():
                 run.save_bare(f"with_{density:g}.pt", mask)
             run.save_arrays("splits.npz", **data.splits.arrays())

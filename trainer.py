@@ -71,6 +71,7 @@ class Sgd:
                  mask: Mask | None = None, mask_mode: str = "strict") -> None:
         self.model, self.cfg, self.lr, self.epochs, self.rt = model, cfg, lr, epochs, rt
         self.at = 0  # the epoch that the schedule stands at
+        self.passes = 0  # calls of epoch()
         self.params = list(model.parameters())
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.strict = mask_mode == "strict"
@@ -102,18 +103,31 @@ class Sgd:
         """
         steps = steps or len(batches)  # type: ignore[arg-type]
         self.model.train()
+        self.passes += 1
         total, count = torch.zeros((), device=self.rt.device), 0
-        for count, batch in enumerate(batches, 1):
-            with self.rt.autocast():
-                value = loss(self.model, batch)
-            value.backward()
-            self._step(self.rate(count / steps))
-            total += value.detach()
+        with self._dropout():
+            for count, batch in enumerate(batches, 1):
+                try:
+                    with self.rt.autocast():
+                        value = loss(self.model, batch)
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    raise BadInput("batch norm cannot train on a batch of one example at 1x1 maps: use a larger "
+                                   "--batch_size or forget set") from None
+                value.backward()
+                self._step(self.rate(count / steps))
+                total += value.detach()
         mean = float(total) / max(1, count)  # the epoch's only synchronisation
         if not math.isfinite(mean):
             raise BadInput(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
                            f"({self.lr:g}) or the weights of the loss terms")
         return mean
+
+    def _dropout(self) -> contextlib.AbstractContextManager:
+        """Dropout knows the global streams only: give it a stream of this very pass, and the global ones back after."""
+        drops = any(isinstance(m, nn.Dropout) and m.p for m in self.model.modules())
+        return self.rt.seeded(f"dropout/{self.passes}") if drops else contextlib.nullcontext()
 
     @torch.no_grad()
     def _step(self, rate: float) -> None:
@@ -130,10 +144,11 @@ class Sgd:
             p.grad = None
 
     def state(self) -> dict[str, Any]:
-        return {"buffers": self.buffers, "model": self.model.state_dict()}
+        return {"buffers": self.buffers, "model": self.model.state_dict(), "passes": self.passes}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        self.passes = state["passes"]
         for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
             buffer.copy_(saved)
 
@@ -190,13 +205,15 @@ def frozen_statistics(model: nn.Module, frozen: bool = True) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, K] and labels int64 [N] in the loader's order; batch norm folded, the model untouched."""
+    """Logits float32 [N, K] and labels int64 [N] in the loader's order; batch norm folded, the model untouched.
+
+    Never in bf16: its three digits tie the largest logits, and every metric and stored margin is read from these.
+    """
     assert loader.shuffle is None, "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)
     logits: list[Tensor] = []
     for batch in loader:
-        with rt.autocast():
-            logits.append(net(batch.x).float())
+        logits.append(net(batch.x).float())
     return torch.cat(logits), loader.labels.to(rt.device)
 
 

@@ -7,9 +7,11 @@ import dataclasses
 import difflib
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -33,16 +35,16 @@ class BadInput(ValueError):
     """What the user can put right: one line that says what is wrong and what to do. Mains turn it into exit code 2."""
 
 
-# ---------------------------------------------------------------------------------------------------------- settings
+class CannotWrite(BadInput):
+    """A full disk, or one closed to us; the run stays as it was, to go on once there is room."""
+
+
 def hp(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
        below: float = math.inf, choices: tuple[str, ...] = (), digest: bool = True) -> Any:
     """A setting: a dataclass field that knows its flag's help and its bounds.
 
-    Args:
-        low, high: bounds that are themselves allowed; ``above``, ``below``: bounds that are not.
-        choices: the allowed words.
-        digest: False for what cannot change the weights (where to write, how to show progress), so that it does not
-            move the run to another folder.
+    ``low`` and ``high`` are themselves allowed, ``above`` and ``below`` are not. ``digest`` is False for what cannot
+    change the weights (where to write, how to show progress), so that it does not move the run to another folder.
     """
     keep = dict(help=help, low=low, high=high, above=above, below=below, choices=choices, digest=digest)
     return dataclasses.field(default=default, metadata=keep)
@@ -100,40 +102,43 @@ class Registry(Generic[T]):
         return self._entries[name]
 
 
-# ----------------------------------------------------------------------------------------------------------- runtime
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Config):
     """How a stage computes."""
 
     seed: int = hp(2, "initialisation and batch order; 0 is a seed like any other", low=0)
-    device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"), digest=False)
+    device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = hp("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
-    compile: str = hp("off", "torch.compile of the model in training", digest=False,
+    compile: str = hp("off", "torch.compile of the model in training",
                       choices=("off", "default", "reduce-overhead", "max-autotune"))
-    deterministic: bool = hp(False, "bit-reproducible kernels, slower on a GPU; a CPU run always is", digest=False)
+    deterministic: bool = hp(False, "bit-reproducible kernels, slower on a GPU; a CPU run always is")
     progress: bool = hp(True, "show progress bars", digest=False)
+
+    def resolved(self) -> RuntimeConfig:
+        """The same with ``auto`` replaced by what this machine has."""
+        has_cuda = torch.cuda.is_available()
+        if self.device == "cuda" and not has_cuda:
+            raise BadInput("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+        device = "cuda" if has_cuda and self.device != "cpu" else "cpu"
+        # emulated bf16 is 12-20 times slower than fp32 (measured on a CPU), so nobody gets that unasked
+        fits = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = ("bf16" if fits else "fp32") if self.precision == "auto" else self.precision
+        return dataclasses.replace(self, device=device, precision=precision)
 
 
 class Runtime:
-    """Device, precision and random streams of one run; settings come in, no global state is touched."""
+    """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice is set."""
 
     def __init__(self, cfg: RuntimeConfig) -> None:
-        self.cfg = cfg
-        has_cuda = torch.cuda.is_available()
-        if cfg.device == "cuda" and not has_cuda:
-            raise BadInput("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
-        self.device = torch.device("cuda" if has_cuda and cfg.device != "cpu" else "cpu")
-        self.cuda = self.device.type == "cuda"
-        # bf16 is emulated on CPUs without the units for it and 12-20 times slower there, so a CPU never gets it unasked
-        fits = self.cuda and torch.cuda.is_bf16_supported()
-        self.bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and fits)
+        self.cfg = cfg = cfg.resolved()
+        self.device = torch.device(cfg.device)
+        self.cuda, self.bf16 = cfg.device == "cuda", cfg.precision == "bf16"
         if self.cuda:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.set_float32_matmul_precision("highest" if cfg.deterministic else "high")
-            torch.backends.cudnn.allow_tf32 = not cfg.deterministic
-            torch.backends.cudnn.benchmark = not cfg.deterministic
-            if cfg.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not cfg.deterministic
+            torch.use_deterministic_algorithms(cfg.deterministic)
+            torch.cuda.reset_peak_memory_stats(self.device)
         self._streams: dict[str, torch.Generator] = {}
         self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
 
@@ -153,8 +158,8 @@ class Runtime:
 
     @contextlib.contextmanager
     def seeded(self, purpose: str) -> Iterator[None]:
-        """Seed the global CPU stream inside the block and give it back as it was (for layer initialisers)."""
-        with torch.random.fork_rng(devices=[]):
+        """Seed the global streams inside the block and give them back as they were (for initialisers and dropout)."""
+        with torch.random.fork_rng(devices=[self.device] if self.cuda else []):
             torch.manual_seed(self.seed_of(purpose))
             yield
 
@@ -172,15 +177,13 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def facts(self) -> dict[str, Any]:
-        """What the record says of the machine; peak memory in MiB (of the GPU where there is one, else of the process)."""
+        """What the record says of the machine; peak memory in MiB of the run on a GPU, else of the process so far."""
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else kib / 1024
-        return {"device": name, "precision": "bf16" if self.bf16 else "fp32", "peak_memory_mib": round(peak, 1),
-                "torch": torch.__version__, "numpy": np.__version__}
+        return {"device": name, "peak_memory_mib": round(peak, 1), "torch": torch.__version__, "numpy": np.__version__}
 
 
-# ------------------------------------------------------------------------------------------------------- run folders
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """Where results go."""
@@ -200,7 +203,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; choose another --save_dir") from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}; make room, or choose another --save_dir") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -222,14 +225,10 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def digested(cfg: Config) -> dict[str, Any]:
-    """The settings that can change the weights."""
-    return {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.metadata.get("digest", True)}
-
-
 def git_commit() -> str:
-    found = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
+    return found.stdout.strip() if found and found.stdout else "unknown"
 
 
 class Saved(typing.NamedTuple):
@@ -262,11 +261,10 @@ def find_runs(root: Path, stages: tuple[str, ...], **wanted: Any) -> list[Saved]
 
 
 class Run:
-    """The folder of one run: holds its lock, its log, its results, and the state to resume from.
+    """The folder of one run: lock, log, results, and the state to resume from; ``done`` if the settings ran before.
 
-    ``done`` is true inside the block when the same settings have run before. An exception that the user can put right
-    (BadInput) takes the folder away again; any other is written to the record and leaves the state for the next try.
-    A run that another process holds is waited for, and then found done.
+    BadInput takes the folder away again; any other exception is written to the record and leaves the state for the next
+    try. A run that another process holds is waited for, and then found done.
     """
 
     def __init__(self, cfg: RunConfig, stage: str, label: str, settings: Mapping[str, Config], **identity: Any) -> None:
@@ -274,7 +272,9 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.values: dict[str, Any] = {"settings": {k: dataclasses.asdict(v) for k, v in settings.items()}, **identity}
         placeless = {k: {n: x for n, x in v.items() if n != "path"} if isinstance(v, dict) else v for k, v in identity.items()}
-        key = [SCHEMA, stage, {k: digested(v) for k, v in settings.items()}, placeless]
+        weighty = {k: {f.name: getattr(v, f.name) for f in dataclasses.fields(v) if f.metadata.get("digest", True)}
+                   for k, v in settings.items()}
+        key = [SCHEMA, stage, weighty, placeless]
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
         self.done, self._lock, self._made = False, -1, [self.folder]
         self._open: tuple[str, float] | None = None
@@ -287,10 +287,11 @@ class Run:
             if self.done:
                 self.values = old
                 return self
+            self._write("running")  # before anything goes, so that a kill here leaves no finished record of missing files
             # what a repeated run has, or a process that was killed while it wrote
-            for path in self.folder.iterdir() if old.get("status") == "done" else self.folder.glob(".*.part"):
-                path.unlink()
-            self._write("running")
+            for path in self.folder.iterdir() if self.cfg.force else self.folder.glob(".*.part"):
+                if path.name != "record.json":
+                    path.unlink()
         except BaseException:  # no __exit__ follows
             os.close(self._lock)
             raise
@@ -303,13 +304,14 @@ class Run:
             if kind is None:
                 self._write("done")
                 (self.folder / "state.pt").unlink(missing_ok=True)
-            elif issubclass(kind, BadInput):
+            elif issubclass(kind, BadInput) and not issubclass(kind, CannotWrite):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 for made in self._made:
                     with contextlib.suppress(OSError):  # not empty: others' runs live there
                         made.rmdir()
             elif issubclass(kind, Exception):
-                self._write(f"failed: {kind.__name__}: {error}")
+                with contextlib.suppress(CannotWrite):
+                    self._write(f"failed: {kind.__name__}: {error}")
         finally:
             os.close(self._lock)
 
@@ -342,20 +344,19 @@ class Run:
         return f"{self.folder}: {'already done; ' if self.done else ''}{spent}"
 
     def log(self, **row: Any) -> None:
-        """Append a row to log.jsonl."""
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def result(self, **values: Any) -> None:
-        """Add to the record; it reaches the disk when the run ends."""
+    def result(self, **values: Any) -> None:  # reaches the disk when the run ends
         self.values.update(values)
 
     def save_tensors(self, name: str, content: dict[str, Any]) -> None:
         self.save_bare(name, {"schema": SCHEMA, **content})
 
-    def save_bare(self, name: str, content: Any) -> None:
-        """A torch file in a published layout, without our schema."""
-        write_atomic(self.folder / name, lambda file: torch.save(content, file))
+    def save_bare(self, name: str, content: Any) -> None:  # in a published layout, without our schema
+        whole = io.BytesIO()  # torch's own writer answers a full disk with a RuntimeError
+        torch.save(content, whole)
+        write_atomic(self.folder / name, lambda file: file.write(whole.getbuffer()))
 
     def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
         write_atomic(self.folder / name, lambda file: np.savez(file, **arrays))
@@ -386,12 +387,16 @@ class Run:
         if not path.exists():
             log.unlink(missing_ok=True)
             return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+            say(f"notice: {path} is damaged; the run starts anew")
+            path.unlink()
+            return self.load_state()
         self.seconds = state["seconds"]
         write_atomic(log, lambda file: file.write(state["rows"].encode()))
         return state
 
 
-def say(text: str) -> None:
-    """One line for the person at the terminal; the only way the layers below the mains speak."""
+def say(text: str) -> None:  # the only way anybody here speaks to the person at the terminal
     print(text, flush=True)

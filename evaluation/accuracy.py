@@ -22,7 +22,7 @@ PARTS = ("retain", "forget", "val", "test")
 METRICS = {
     "forget": ("%", "as retrain's", "accuracy on the forget set"),
     "retain": ("%", "as retrain's", "accuracy on the retain set"),
-    "val": ("%", "as retrain's", "accuracy on the validation split, which no stage trains on"),
+    "val": ("%", "as retrain's", "accuracy on the validation split, which no stage trains on; over all classes"),
     "test": ("%", "as retrain's", "accuracy on the test set; of the remaining classes where whole classes are forgotten"),
     "test_all": ("%", "for information", "accuracy on the test set over all classes"),
     "UA": ("%", "as retrain's", "unlearning accuracy, 100 - forget"),
@@ -35,7 +35,8 @@ METRICS = {
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
-    "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it"),
+    "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
+                "--compile is"),
 }
 
 
@@ -47,6 +48,18 @@ class EvaluationConfig(Config):
                   "RBF-SVC", choices=("threshold", "interval", "svc"), digest=False)
     mia_mode: str = hp("balanced", "members and non-members: a class-balanced draw with a held-out half, or the published "
                        "first ones of retain in order", choices=("balanced", "published"), digest=False)
+
+
+def check(data: Data) -> None:
+    """Refuse, before any training, parts too small for the metrics that follow it.
+
+    Raises:
+        BadInput: no two retained or remaining test examples, which the membership attack needs.
+    """
+    left = int((~torch.isin(data.test.y.cpu(), torch.tensor(data.splits.whole_classes, dtype=torch.int64))).sum())
+    if len(data.splits.retain) < 4 or left < 4:
+        raise BadInput(f"{len(data.splits.retain)} retained and {left} test examples (of remaining classes) are too few for "
+                       "the membership attack; forget fewer, or use more data")
 
 
 def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: EvaluationConfig) -> dict[str, Any]:

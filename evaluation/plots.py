@@ -65,7 +65,7 @@ def bars(table: list[Row], name: str, title: str) -> Figure:
     for place, value in enumerate(values):
         axes.annotate(f"{value:.3f}", (axes.get_xlim()[0], place), xytext=(5, -4), textcoords="offset points",
                       bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}, fontsize=9)
-    axes.set_xlabel(f"{name}: 1 = like retrain (bars start at {axes.get_xlim()[0]:.2f}); black: 95 % t-interval over seeds")
+    axes.set_xlabel(f"{name}, 1 = like retrain; bars start at {axes.get_xlim()[0]:.2f}; black: 95 % t-interval")
     axes.set_title(f"{title}: {table[0].setting}", fontsize=10)
     return figure
 
@@ -154,7 +154,10 @@ def cost(table: list[Row], name: str) -> Figure:
                       va="center", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)})
     axes.set_xscale("log")
-    axes.set_ylim(top=1.03)
+    points = [(row.numbers["seconds"][0], row.numbers[name][0]) for row in shown]
+    xs, ys = zip(*points, strict=True) if points else ((1.0,), (0.0,))
+    axes.set_xlim(min(xs) / 3, max(xs) * 3)  # the points decide: an interval over two seeds can be wider than all of them
+    axes.set_ylim(max(-0.03, min(ys) - 0.3 * (1.03 - min(ys))), 1.03)
     axes.set_xlabel("seconds (method and mask, without evaluation), log scale; bars: 95 % t-intervals over seeds")
     axes.set_ylabel(f"{name} (1 = like retrain)")
     axes.set_title(f"Cost against {name}: {table[0].setting}", fontsize=10)

@@ -15,6 +15,7 @@ import torch
 
 from evaluation import tow
 from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of, remaining
+from unlearn import METHODS
 from utils import BadInput, Saved, digest_of, find_runs, hp, write_atomic
 
 WEAK = 60.0  # AUC in % under which an attack's threshold says little
@@ -65,7 +66,7 @@ def pairs(cfg: AnalysisConfig) -> list[Pair]:
     Raises:
         BadInput: no run passes; a run has no retrain (with the command that makes it), or several.
     """
-    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch", "aug") if getattr(cfg, name) is not None}
+    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
     runs = find_runs(Path(cfg.save_dir), ("forget",), **wanted)
     if cfg.seed is not None:
         runs = [run for run in runs if run.setting("seed") in cfg.seed]
@@ -77,7 +78,7 @@ def pairs(cfg: AnalysisConfig) -> list[Pair]:
     if not kept:
         raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget passes the filters; main_forget.py makes them")
     for run in kept:
-        beside = retrains.get(_pairing(run), [])
+        beside = retrains[_pairing(run)] = _plainest(retrains.get(_pairing(run), []))
         if not beside:
             raise BadInput(f"{run.folder} has no retrain to compare with; make it: {retrain_command(run, cfg.save_dir)}")
         if len(beside) > 1:
@@ -89,9 +90,20 @@ def pairs(cfg: AnalysisConfig) -> list[Pair]:
     return [Pair(run, ref, metrics[run.folder], metrics[ref.folder]) for run, ref in found]
 
 
+def _plainest(retrains: list[Saved]) -> list[Saved]:
+    """Of several retrains those trained as their original was; all of them if none was."""
+    def plain(run: Saved) -> bool:
+        training = run.record["parent"].get("training") or {}
+        names = METHODS["retrain"].inherits
+        return all(run.setting(ours) == training[theirs] for ours, theirs in names.items() if theirs in training)
+
+    return [run for run in retrains if plain(run)] or retrains
+
+
 def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
     """The filters on method and forget set, which a retrain need not pass: it is found through its run."""
-    asked = all(getattr(cfg, name) in (None, run.setting(name)) for name in ("num_indexes_to_replace", "forget_fraction"))
+    asked = all(getattr(cfg, name) in (None, run.setting(name))
+                for name in ("num_indexes_to_replace", "forget_fraction", "aug"))
     classes = cfg.class_to_replace is None or tuple(run.setting("class_to_replace")) == cfg.class_to_replace
     return asked and classes and (cfg.unlearn is None or run.setting("unlearn") in cfg.unlearn)
 
@@ -191,13 +203,17 @@ def _setting(run: Saved) -> str:
     """Data set, architecture, forget set and training of the original, as one label; equal over seeds."""
     record = run.record
     tail = digest_of([record["parent"].get("training"), run.setting("imagenet_arch")])[:4]
-    return f"{run.setting('dataset')} {run.setting('arch')} forget {record['forget_size']} ({record['split_key'][:6]}-{tail})"
+    whole = ",".join(map(str, record["whole_classes"]))
+    what = f"class {whole} ({record['forget_size']} images)" if whole else f"{record['forget_size']} images"
+    return f"{run.setting('dataset')} {run.setting('arch')}, forget {what}, {record['split_key'][:6]}-{tail}"
 
 
 def _variant(run: Saved) -> str:
-    density = run.record.get("mask", {}).get("density")
+    made = run.record.get("mask", {})
+    density = made.get("density")
     cfg = run.record["settings"]["cfg"] | {name: run.setting(name) for name in ("batch_size", "aug")}
-    return json.dumps([run.setting("unlearn"), cfg, density, run.setting("mask_mode"), run.setting("precision")])
+    return json.dumps([run.setting("unlearn"), cfg, density, run.setting("mask_mode"), made.get("saliency_mode"),
+                       *(run.setting(name) for name in ("precision", "device", "compile", "deterministic"))])
 
 
 def _labels(grouped: Mapping[tuple[str, str], list[Pair]]) -> dict[tuple[str, str], str]:
@@ -219,8 +235,8 @@ def _labels(grouped: Mapping[tuple[str, str], list[Pair]]) -> dict[tuple[str, st
 # -------------------------------------------------------------------------------------------------------------- output
 
 TOW_COLUMNS = ("ToW", "Avg. gap", "forget", "retain", "val", "test", "disagreement_forget", "disagreement_test", "seconds")
-MIA_COLUMNS = ("ToW-MIA", "MIA", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_prob", "privacy", "AUC_confidence",
-               "retain", "test", "seconds")
+MIA_COLUMNS = ("ToW-MIA", "MIA", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_m_entropy_published", "MIA_prob",
+               "privacy", "AUC_confidence", "retain", "test", "seconds")
 
 
 def cell(number: tuple[float, float | None, int] | None, digits: int = 2) -> str:
@@ -251,9 +267,9 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
 def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     """What a reader of this table must know to not misread it."""
     aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
-    if "MIA" in columns and aucs and max(aucs) < WEAK:
+    if {"MIA", "Avg. gap"} & set(columns) and aucs and max(aucs) < WEAK:
         return [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",
-                "its threshold is arbitrary, and MIA and ToW-MIA are mostly noise; more memorization or more images help.", ""]
+                "its threshold is arbitrary: MIA, and ToW-MIA and Avg. gap with it, are mostly noise.", ""]
     return []
 
 
@@ -283,10 +299,11 @@ def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callab
     write_atomic(cfg.folder / f"{name}.md", lambda file: file.write(text.encode()))
     settings = list(dict.fromkeys(row.setting for row in table))
     written = [f"{name}.csv", f"{name}.md"]
-    for number, setting in enumerate(settings, 1):
+    for setting in settings:
         figures = draw([row for row in table if row.setting == setting])
         for figure, drawing in figures.items():
-            file_name = f"{figure}.png" if len(settings) == 1 else f"{figure}-{number}.png"
+            key = setting.rpartition(", ")[2]
+            file_name = f"{figure}.png" if len(settings) == 1 else f"{figure}-{key}.png"
             write_atomic(cfg.folder / file_name, lambda file, drawing=drawing: drawing.savefig(file, format="png", dpi=130))
             written.append(file_name)
     return f"{text}\n{cfg.folder}: {', '.join(written)}"

@@ -20,7 +20,7 @@ class ModelConfig(Config):
 
     arch: str = hp("resnet18", "architecture", choices=tuple(ARCHS.names()))
     imagenet_arch: bool = hp(False, "the ImageNet stem instead of the one for small images")
-    num_classes: int | None = hp(None, "outputs; those of the data set, so it need not be given", low=2)
+    num_classes: int | None = hp(None, "outputs; those of the data set, so it need not be given", low=2, digest=False)
 
 
 def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None) -> nn.Module:
@@ -29,8 +29,7 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
     Args:
         mask: of a pruned model, whose structure the new one gets.
     """
-    if cfg.num_classes not in (None, data.num_classes):
-        raise BadInput(f"--num_classes {cfg.num_classes}: the data set has {data.num_classes} classes; leave the flag away")
+    _check_classes(cfg, data)
     source, size = data.source, data.images.x.shape[1]
     with rt.seeded(f"init/{purpose}"):
         model = build(cfg.arch, data.num_classes, source.mean, source.std, imagenet=cfg.imagenet_arch, image_size=size)
@@ -40,6 +39,11 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
             if mask is not None and name in mask:
                 p.mul_(mask[name])
     return model
+
+
+def _check_classes(cfg: ModelConfig, data: Any) -> None:
+    if cfg.num_classes not in (None, data.num_classes):
+        raise BadInput(f"--num_classes {cfg.num_classes}: the data set has {data.num_classes} classes; leave the flag away")
 
 
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
@@ -55,6 +59,7 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
     Raises:
         BadInput: not a checkpoint, damaged, of another architecture or another number of classes.
     """
+    _check_classes(cfg, data)
     content = read_safely(path)
     if isinstance(content, dict) and "schema" in content:
         about = {name: content.get(name) for name in ("arch", "num_classes", "imagenet")}
@@ -70,6 +75,9 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
             load_state(model, content["state_dict"])
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        if mask is not None and any(shapes.get(name) != m.shape or m.dtype != torch.bool for name, m in mask.items()):
+            raise BadInput(f"{path} holds a pruning mask that is not of its own weights; it was put together wrongly")
     else:
         source = data.source
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,

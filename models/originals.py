@@ -19,8 +19,12 @@ class Original(Saved):
 
     def facts(self) -> dict[str, Any]:
         """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
-        training = self.record.get("settings", {}).get("cfg")
-        return {"path": str(self.file), "sha256": sha256(self.file), "training": training}
+        return {"path": str(self.file), "sha256": sha256(self.file), "training": self.training}
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The settings of the training it goes back to, through however many unlearning runs; None of a bare file."""
+        return self.record.get("parent", {}).get("training") or self.record.get("settings", {}).get("cfg")
 
 
 def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
@@ -45,7 +49,7 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
         return Original(*run)
     if named is not None and not Path(named).is_dir():
         raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
-    if named is None:
+    if named is None or "seed" in typed:
         narrow = narrow | {"seed": typed.get("seed", RuntimeConfig().seed)}
     roots = [named] if named is not None else list(dict.fromkeys([typed.get("save_dir", "runs"), "runs"]))
     for root in roots:

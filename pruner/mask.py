@@ -34,30 +34,35 @@ class SaliencyMaskConfig(Config):
             say("notice: RL without --path MASK is RL_og, random labels on all weights")
 
 
-def largest(scores: Mapping[str, Tensor], densities: tuple[float, ...]) -> dict[float, Mask]:
+def largest(scores: Mapping[str, Tensor], densities: tuple[float, ...], free: Mask | None = None) -> dict[float, Mask]:
     """For each density the mask of the ``int(density * n)`` largest scores over all tensors together.
 
     One partition serves all densities. Equal scores are taken in the order of the tensors, so counts are exact.
 
     Args:
         scores: parameter name -> float tensor.
+        free: a pruned model's mask; n counts the weights it has left, and no other is chosen.
 
     Raises:
-        BadInput: a score is not finite.
+        BadInput: a score is not finite, or a density leaves no weight.
     """
-    flat = torch.cat([s.detach().flatten().cpu() for s in scores.values()]).numpy()
+    every = torch.cat([s.detach().flatten().cpu() for s in scores.values()]).numpy()
+    left = np.flatnonzero(torch.cat([(free or {}).get(n, torch.ones_like(s, dtype=torch.bool)).flatten().cpu()
+                                     for n, s in scores.items()]).numpy())
+    flat = every[left]
     if not np.isfinite(flat).all():
         raise BadInput("the scores of the weights are not all finite, so they have no ranking; the model has diverged")
     kept = {density: int(density * flat.size) for density in densities}
-    cuts = sorted({flat.size - k for k in kept.values() if k > 0})
-    ranked = np.partition(flat, cuts) if cuts else flat
+    if not all(kept.values()):
+        raise BadInput(f"--density {min(kept):g} leaves none of the {flat.size} weights free; choose a larger share")
+    ranked = np.partition(flat, sorted({flat.size - k for k in kept.values()}))
     masks = {}
     for density, k in kept.items():
-        chosen = np.zeros(flat.size, bool)
-        if k:
-            threshold = ranked[flat.size - k]
-            chosen = flat > threshold
-            chosen[np.flatnonzero(flat == threshold)[: k - int(chosen.sum())]] = True
+        threshold = ranked[flat.size - k]
+        larger, equal = flat > threshold, np.flatnonzero(flat == threshold)
+        larger[equal[: k - int(larger.sum())]] = True
+        chosen = np.zeros(every.size, bool)
+        chosen[left[larger]] = True
         parts = torch.from_numpy(chosen).split([s.numel() for s in scores.values()])
         masks[density] = {name: part.reshape(s.shape).clone()
                           for (name, s), part in zip(scores.items(), parts, strict=True)}
@@ -77,6 +82,8 @@ def as_mask(content: Any, model: nn.Module, path: Path) -> Mask:
     if wrong:
         raise BadInput(f"{path} is a mask of another model ({len(wrong)} parameters differ, such as {wrong[0]}); make one "
                        "for this checkpoint by generate_mask.py")
+    if not any(bool(v.any()) for v in content.values()):
+        raise BadInput(f"{path} lets no weight change; make a mask by generate_mask.py")
     if any(bool(((v != 0) & (v != 1)).any()) for v in content.values()):
         raise BadInput(f"{path} holds values other than 0 and 1; make a mask by generate_mask.py")
     return {name: content[name].bool().to(p.device) for name, p in params.items()}

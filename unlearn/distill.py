@@ -23,8 +23,8 @@ class ScrubConfig(SgdConfig):
     kd_T: float = hp(4.0, "temperature of the distillation", above=0)
     beta: float = hp(0.1, "weight of the distillation on the retain set", low=0)
     gamma: float = hp(1.0, "weight of the cross-entropy on the retain set", low=0)
-    rewind: bool = hp(False, "SCRUB+R: go back to the epoch whose forget error is nearest to the validation error of "
-                      "the last one")
+    rewind: bool = hp(False, "SCRUB+R: go back to the epoch whose forget error is nearest to the last model's error on "
+                      "validation images of the forget set's classes, in its proportions")
 
 
 @register("SCRUB", config=ScrubConfig, uses="retain forget val",
@@ -33,8 +33,8 @@ class ScrubConfig(SgdConfig):
                   "the teacher is in no optimiser")
 def scrub(task: Task, cfg: ScrubConfig) -> None:
     """Leave the teacher on the forget set and stay with it on the retain set, in turns."""
-    if cfg.rewind and not task.size("val"):
-        task.refuse("--rewind compares with the validation error; train with --val_fraction above 0")
+    if cfg.rewind and bool(((task.class_shares("forget") > 0) & (task.class_shares("val") == 0)).any()):
+        task.refuse("--rewind compares with validation images of the forgotten classes; train with a larger --val_fraction")
     teacher = task.frozen_copy()
 
     def away(model: nn.Module, batch: Batch) -> Tensor:
@@ -52,7 +52,7 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
         if cfg.rewind:
             keep[str(epoch)] = {"model": copy.deepcopy(task.model.state_dict()), "error": task.error("forget")}
     if cfg.rewind and keep:
-        target = task.error("val")
+        target = task.error("val", task.class_shares("forget"))
         best = min(keep, key=lambda epoch: abs(keep[epoch]["error"] - target))
         task.model.load_state_dict(keep[best]["model"])
         task.log(rewound_to=int(best), validation_error=target)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dataset import Data, Loader
 from trainer import ScheduleConfig, Sgd, predict, resumable
@@ -108,16 +108,25 @@ class Task:
         self._check(name)
         return self._data.loader(name, self._rt, self._purpose)
 
-    def size(self, part: str) -> int:
-        """Number of examples of a part."""
+    def class_shares(self, part: str) -> Tensor:
+        """Share of each class in a part: float64 [K] on the CPU."""
         self._check(part)
-        return len(self._data.index(part))
+        labels = self._data.loader(part).labels.cpu()
+        return torch.bincount(labels, minlength=self.num_classes).double() / max(1, len(labels))
 
-    def error(self, part: str) -> float:
-        """Error rate of the model on a part, in eval mode, in order and without augmentation; no stream moves."""
+    def error(self, part: str, shares: Tensor | None = None) -> float:
+        """Error rate of the model on a part, in eval mode, in order and without augmentation; no stream moves.
+
+        Args:
+            shares: float64 [K], weigh the classes as these (each must be there), instead of as the part has them.
+        """
         self._check(part)
-        logits, labels = predict(self.model, self._data.loader(part), self._rt)
-        return float((logits.argmax(1) != labels).float().mean())
+        logits, labels = (t.cpu() for t in predict(self.model, self._data.loader(part), self._rt))
+        wrong = (logits.argmax(1) != labels).double()
+        if shares is None:
+            return float(wrong.mean())
+        counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
+        return float((torch.bincount(labels, wrong, self.num_classes) / counts) @ shares)
 
     @property
     def _purpose(self) -> str:
@@ -171,6 +180,7 @@ def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
             if field.name in common and common[field.name] == field.default and field.name not in method.inherits:
                 continue
             default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            default = "(off)" if default is False else default
             others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
             if field.name in method.inherits:
                 default, others = "as the original", []

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dataset import Data, Loader
 from models import read_safely
 from pruner.mask import as_mask
-from utils import BadInput, Config, Mask, Runtime, find_runs, hp, read_record, sha256
+from utils import BadInput, Config, Mask, find_runs, hp, read_record, sha256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SaliencyConfig(Config):
                             "means, where a short last batch weighs as much as a full one", choices=("exact", "published"))
 
 
-def saliency(model: nn.Module, forget: Loader, rt: Runtime, mode: str = "exact") -> dict[str, Tensor]:
+def saliency(model: nn.Module, forget: Loader, mode: str = "exact") -> dict[str, Tensor]:
     """|gradient| of the forget loss at the model as it is, in eval mode; parameter name -> float tensor.
 
     The gradient is accumulated over the set and its absolute value taken last. No weight moves: two published code
@@ -35,8 +35,7 @@ def saliency(model: nn.Module, forget: Loader, rt: Runtime, mode: str = "exact")
     params = dict(model.named_parameters())
     sums = {name: torch.zeros_like(p) for name, p in params.items()}
     for batch in forget:
-        with rt.autocast():
-            loss = F.cross_entropy(model(batch.x).float(), batch.y, reduction="sum" if mode == "exact" else "mean")
+        loss = F.cross_entropy(model(batch.x).float(), batch.y, reduction="sum" if mode == "exact" else "mean")
         torch._foreach_add_(list(sums.values()), torch.autograd.grad(loss, list(params.values())))
     scale = forget.size if mode == "exact" else 1
     return {name: (total / scale).abs() for name, total in sums.items()}
@@ -65,7 +64,7 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
         if len(files) != 1:
             raise BadInput(f"--path {path}: name one of its masks: {', '.join(f.name for f in files) or 'there is none'}")
         path = files[0]
-    seconds = 0.0
+    seconds, mode = 0.0, None
     if (path.parent / "record.json").exists():
         record = read_record(path.parent).record
         if record["stage"] != "mask":
@@ -76,7 +75,7 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
         if record["parent"]["sha256"] != original:
             raise BadInput(f"--path {path} was made on another model ({record['parent']['path']}); run generate_mask.py with "
                            "the same --checkpoint")
-        seconds = record["seconds"].get("mask", 0.0)
+        seconds, mode = record["seconds"].get("mask", 0.0), record["settings"]["cfg"]["saliency_mode"]
     mask = as_mask(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
-    return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4)}, seconds
+    return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4), "saliency_mode": mode}, seconds
