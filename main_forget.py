@@ -27,7 +27,7 @@ def forget(args):
         if run.done:
             run.values["metrics"] = accuracy.refresh(run, args.evaluation)
         else:
-            accuracy.check(data)
+            accuracy.check(data, args.evaluation)
             if method.fresh:
                 model = models.new(args.model, data, rt, method.name, pruned)
             run.seconds["mask"] = mask_seconds

@@ -105,7 +105,6 @@ class Registry(Generic[T]):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Config):
     """How a stage computes."""
-
     seed: int = hp(2, "initialisation and batch order; 0 is a seed like any other", low=0)
     device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = hp("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
@@ -187,7 +186,6 @@ class Runtime:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """Where results go."""
-
     save_dir: str = hp("runs", "folder of the run folders", digest=False)
     force: bool = hp(False, "repeat a finished run", digest=False)
     resume_every: float = hp(10.0, "seconds between the states from which a killed run goes on", low=0, digest=False)

@@ -50,16 +50,11 @@ class EvaluationConfig(Config):
                        "first ones of retain in order", choices=("balanced", "published"), digest=False)
 
 
-def check(data: Data) -> None:
-    """Refuse, before any training, parts too small for the metrics that follow it.
-
-    Raises:
-        BadInput: no two retained or remaining test examples, which the membership attack needs.
-    """
-    left = int((~torch.isin(data.test.y.cpu(), torch.tensor(data.splits.whole_classes, dtype=torch.int64))).sum())
-    if len(data.splits.retain) < 4 or left < 4:
-        raise BadInput(f"{len(data.splits.retain)} retained and {left} test examples (of remaining classes) are too few for "
-                       "the membership attack; forget fewer, or use more data")
+def check(data: Data, cfg: EvaluationConfig) -> None:
+    """Refuse, before any training, a split on which the metrics that follow it cannot be computed (BadInput)."""
+    test = data.test.y.cpu()
+    left = test[~torch.isin(test, torch.tensor(data.splits.whole_classes, dtype=torch.int64))]
+    mia.check_labels(data.loader("retain").labels.cpu(), left, cfg.mia_mode)
 
 
 def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: EvaluationConfig) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def membership(
     if len(forget.labels) == 0:
         raise BadInput("the forget set is empty; the membership attack has nothing to ask about")
     published = mode == "published"
-    fit, privacy_fit, held_out = _draws(retain, test, published, generator)
+    fit, privacy_fit, held_out = _draws(retain.labels, test.labels, published, generator)
     values = [
         tuple(_values(part.take(index), published) for part, index in zip((retain, test), draw, strict=True))
         for draw in (fit, privacy_fit, held_out)
@@ -307,17 +307,26 @@ def membership(
     return _attack(values, _values(forget, published), rule)
 
 
+def check_labels(retain: Tensor, test: Tensor, mode: str) -> None:
+    """Refuse, before a model is trained, labels (int64 [N]) of which no members and non-members can be drawn.
+
+    Raises:
+        BadInput: as ``membership`` would, later.
+    """
+    _draws(retain, test, mode == "published", np.random.default_rng(0))
+
+
 def _draws(
-    retain: Outputs, test: Outputs, published: bool, generator: np.random.Generator
+    retain: Tensor, test: Tensor, published: bool, generator: np.random.Generator
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(member index, non-member index) to fit on, to fit on for privacy, and held out for privacy."""
+    """From the labels: (member index, non-member index) to fit on, to fit on for privacy, and held out for privacy."""
     if published:
-        fit = published_draw(len(retain.labels), len(test.labels))
+        fit = published_draw(len(retain), len(test))
         size = len(fit[0]) // 2
         privacy_fit = np.arange(size), np.arange(size)
-        held_out = np.arange(size, len(retain.labels)), np.arange(size, len(test.labels))
+        held_out = np.arange(size, len(retain)), np.arange(size, len(test))
     else:
-        drawn = balanced_draw(retain.labels.cpu().numpy(), test.labels.cpu().numpy(), generator)
+        drawn = balanced_draw(retain.cpu().numpy(), test.cpu().numpy(), generator)
         (fit_m, held_m), (fit_n, held_n) = (halves(index) for index in drawn)
         fit, privacy_fit, held_out = (fit_m, fit_n), (fit_m, fit_n), (held_m, held_n)
     if min(len(index) for index in (*privacy_fit, *held_out)) == 0:

@@ -49,11 +49,13 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
         return Original(*run)
     if named is not None and not Path(named).is_dir():
         raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
-    if named is None or "seed" in typed:
+    if named is None:
         narrow = narrow | {"seed": typed.get("seed", RuntimeConfig().seed)}
     roots = [named] if named is not None else list(dict.fromkeys([typed.get("save_dir", "runs"), "runs"]))
     for root in roots:
         found = find_runs(Path(root), STAGES, **narrow)
+        if len(found) > 1 and "seed" in typed:  # in a named folder a seed of its own may unlearn the one original there is
+            found = [run for run in found if run.setting("seed") == typed["seed"]] or found
         if len(found) == 1:
             say(f"original: {found[0].folder}")
             return Original(*found[0])

@@ -447,9 +447,10 @@ def test_analysis_without_retrain_prints_the_command_that_helps(room: Room, caps
 
 
 @pytest.mark.parametrize("name", ["outputs.npz", "model.pt", "splits.npz"])
-def test_full_disk_is_said_and_leaves_nothing(
+def test_full_disk_is_said_and_keeps_the_run(
     name: str, room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Once there is room the same command goes on; what the run had is not thrown away."""
     real = os.replace
 
     def replace(part: Path, path: Path) -> None:
@@ -457,9 +458,17 @@ def test_full_disk_is_said_and_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(part, path)
 
-    monkeypatch.setattr(os, "replace", replace)
-    said = message("main_forget.py", "{ON_RUN} {SOME}".format_map(room).split(), room, capsys)
+    words, save_dir = "{ON_RUN} {SOME}".format_map(room).split(), Path(room["tmp"]) / "new"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(os, "replace", replace)
+        shell.call("main_forget.py", *words, save_dir=save_dir)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
     assert name in said and "No space left" in said and "--save_dir" in said
+    (folder,) = (save_dir / "forget").iterdir()
+    assert json.loads((folder / "record.json").read_text())["status"].startswith("failed: CannotWrite")
+    shell.call("main_forget.py", *words, save_dir=save_dir)
+    assert json.loads((folder / "record.json").read_text())["status"] == "done"
 
 
 def test_other_failures_keep_their_traceback_and_are_in_the_record(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from utils import Config, Run, RunConfig, Runtime, Saved, find_runs
 
 # what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
 OUTSIDE_THE_DIGEST = {
-    "data", "download", "device", "compile", "deterministic", "progress", "save_dir", "force", "resume_every", "mia",
+    "data", "download", "num_classes", "progress", "save_dir", "force", "resume_every", "mia",
     "mia_mode", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "forget_index"}
 TWO_DIGITS = 288  # training images of digits 0 and 1, validation included
 

@@ -126,7 +126,7 @@ def test_rewinding_reaches_epochs_from_before_the_stop(
 ) -> None:
     """With errors that make the first epoch the one to go back to, and a stop in the last one."""
     calls = itertools.count(1)
-    monkeypatch.setattr(Task, "error", lambda task, part: 0.0 if part == "val" else float(next(calls)))
+    monkeypatch.setattr(Task, "error", lambda task, part, shares=None: 0.0 if part == "val" else float(next(calls)))
     stage, words = command("SCRUB and rewind", library)
     with pytest.MonkeyPatch.context() as patch:
         taken = shell.interrupt_step(patch, trainer.Sgd, 0)
@@ -219,16 +219,17 @@ def test_a_process_killed_at_a_random_moment_resumes_bit_identically(job: str, l
 
 
 KILLED_WHILE_WRITING = """
-import os, signal, sys, torch, main_random
-real, states = torch.save, []
-def save(content, file):
-    real(content, file)
-    states.append(".state.pt." in file.name)
-    if sum(states) == 2:
+import os, signal, sys, utils, main_random
+real, states = utils.write_atomic, []
+def write_atomic(path, write):
+    def half(file):
+        write(file)
         file.flush()
         file.truncate(file.tell() // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-torch.save = save
+    states.append(path.name == "state.pt")
+    real(path, half if path.name == "state.pt" and sum(states) == 2 else write)
+utils.write_atomic = write_atomic
 main_random.main(sys.argv[1:])
 """
 
