@@ -328,7 +328,7 @@ def test_rewind_goes_to_the_epoch_nearest_to_the_validation_error(rt: Runtime,
     """Of six epochs, the one whose forget error is nearest to the last one's validation error; it varies over seeds."""
     data, chosen = make_data(rt, count=300, forget=80, batch_size=64), []
     for seed in range(10):
-        final, states, row = scrub_epochs(monkeypatch, data, seed, rewind=True, msteps=4)
+        final, states, row = scrub_epochs(monkeypatch, data, seed, rewind=True, msteps=3)
         target = weighted_error(states[-1], data)
         gaps = [abs(plain_error(state, data, "forget") - target) for state in states]
         assert row == {"rewound_to": row["rewound_to"], "validation_error": pytest.approx(target)}
