@@ -111,6 +111,10 @@ def bench_evaluation(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, d
     data, (x, y, x_test, y_test) = make_data(rt, 50 * size, 10 * size, 3 * size)
     s = data.splits
     model, twin = make_model(rt, args.arch, True), make_model(rt, args.arch, False)
+    opt = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt)
+    for _ in range(20):  # batch norm must have seen data: untrained statistics give logits no real model has
+        opt.epoch(data.loader("forget", rt, "benchmark"), cross_entropy)
+    twin.load_state_dict(model.state_dict())
     groups = [s.train[i * size : (i + 1) * size] for i in range(3)]
 
     def ours(rule: str) -> object:
