@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import dataset
 import sources
 from dataset import Data, Images, Splits
 from unlearn import METHODS
-from utils import Config, Runtime, RuntimeConfig
+from utils import Config, Runtime, RuntimeConfig, Saved
 
 torch.set_num_threads(1)
 
@@ -84,6 +85,21 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """The same names and bit-identical values."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs at toy size that the tests of the command line share; copied by a test that changes them."""
+    import shell  # the stages, which a test of a formula does not need
+
+    return shell.library(tmp_path_factory)
+
+
+@pytest.fixture
+def original(library: Path) -> Saved:
+    import shell
+
+    return shell.only(library, "train")
 
 
 @pytest.fixture

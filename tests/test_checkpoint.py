@@ -24,16 +24,6 @@ DIGITS = SimpleNamespace(num_classes=3, source=SOURCES["digits"])
 PUBLISHED = ["--dataset", "digits", "--classes", "0-2", "--arch", "resnet20s", "--batch_size", "64", "--seed", "1"]
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shell.library(tmp_path_factory)
-
-
-@pytest.fixture
-def original(library: Path) -> Saved:
-    return shell.only(library, "train")
-
-
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

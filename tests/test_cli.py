@@ -24,16 +24,6 @@ from unlearn import METHODS
 from utils import Runtime, RuntimeConfig, Saved, find_runs
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shell.library(tmp_path_factory)
-
-
-@pytest.fixture
-def original(library: Path) -> Saved:
-    return shell.only(library, "train")
-
-
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """./runs and ./data are not those of the person who tests."""

@@ -334,3 +334,19 @@ def test_forever_shuffles_every_pass_anew(data: Data, rt: Runtime) -> None:
     orders = [torch.cat([next(batches).index for _ in range(len(loader))]).tolist() for _ in range(4)]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
+
+
+def test_dropout_follows_the_seed_and_leaves_the_global_stream(data: Data) -> None:
+    """Whatever the global stream stood at, two epochs of a model with dropout end in the same weights."""
+    found = []
+    for at in (1, 2):
+        rt = quiet_runtime()
+        with rt.seeded("model"):
+            model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        torch.manual_seed(at)
+        before = torch.get_rng_state()
+        opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=2, rt=rt)
+        losses = [opt.epoch(data.loader("retain"), cross_entropy) for _ in range(2)]
+        assert torch.equal(torch.get_rng_state(), before) and losses[0] != losses[1]
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
