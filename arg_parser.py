@@ -13,76 +13,17 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dataset
+import groups as grouping
 import models
-import trainer
+import stages
 import unlearn
-from evaluation.accuracy import EvaluationConfig
-from evaluation.report import AnalysisConfig
-from pruner.mask import SaliencyMaskConfig
-from unlearn.saliency import SaliencyConfig
-from utils import BadInput, Config, RunConfig, RuntimeConfig, Saved, hp, say
-
-# spelling of the published projects -> ours
-ALIASES = {"mask": "checkpoint", "model_path": "checkpoint", "save": "save_dir", "mask_path": "path", "data_dir": "data"}
-# published flags that have no effect here, with the reason
-NO_EFFECT = {
-    "num_workers": "images are on the device, there are no workers",
-    "workers": "images are on the device, there are no workers",
-    "print_freq": "progress is shown once an epoch",
-}
-FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's
-SWITCHES = ("aug", "no_aug")  # of the flags without effect, those that take no value
-NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set",
-                         "aug": "saliency is measured on the images as they are",
-                         "no_aug": "saliency is measured on the images as they are",
-                         "compile": "a saliency mask is one pass over the forget set"}}
-PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
-    "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
-    "sparse": {"epochs": 182, "schedule": "step", "aug": True},
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProtocolConfig(Config):
-    """Whose experiment's defaults hold."""
-
-    protocol: str = hp("rum", "defaults: rum (30 epochs, cosine, no augmentation) or sparse (182 epochs, steps at 91 "
-                       "and 136, augmentation)", choices=tuple(PROTOCOLS))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParentConfig(Config):
-    """The original model; without --checkpoint, the one finished run under --save_dir (or runs) that matches."""
-
-    checkpoint: str | None = hp(None, "model.pt, run folder, or a folder of run folders where one matches", digest=False)
-    lr: float | None = hp(None, "narrow the search to originals trained at this rate", above=0, digest=False)
-    epochs: int | None = hp(None, "narrow the search to originals trained for so many epochs", low=1, digest=False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodConfig(Config):
-    """The method."""
-
-    unlearn: str | None = hp(None, "unlearning method", choices=tuple(unlearn.METHODS.names()))
-
-
-BASE = {"protocol": ProtocolConfig, "data": dataset.DataConfig, "model": models.ModelConfig}
-TAIL = {"rt": RuntimeConfig, "run": RunConfig}
-UNLEARN = {**BASE, "parent": ParentConfig, "forget": dataset.ForgetConfig, "method": MethodConfig,
-           "mask": SaliencyMaskConfig, "evaluation": EvaluationConfig}
-STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
-    "train": ("main_train.py", {**BASE, "cfg": trainer.TrainConfig, **TAIL}),
-    "mask": ("generate_mask.py", {**BASE, "parent": ParentConfig, "forget": dataset.ForgetConfig, "cfg": SaliencyConfig,
-                                  **TAIL}),
-    "forget": ("main_forget.py", {**UNLEARN, **TAIL}),
-    "random": ("main_random.py", {**UNLEARN, **TAIL}),
-    "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
-    "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
-}
+from stages import CHOOSERS, FREE, PROTOCOLS, STAGES
+from utils import BadInput, Config, Saved, say, sha256
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,41 +55,45 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     given = [token.partition("=")[0] for token in argv]
     argv = _spell(stage, argv)
     groups = dict(STAGES[stage][1])
-    method = _peek(argv, "unlearn") if "method" in groups else None
-    if "method" in groups and "--list" in argv:
-        say(unlearn.method_list(_allowed(stage)))
-        parser.exit(0)
-    if method is not None:
-        groups["cfg"] = _method(stage, method).config
+    chooser = next((group for group in CHOOSERS if group in groups), None)
+    chosen = None
+    if chooser is not None:
+        if "--list" in argv:
+            say(stages.listing(stage))
+            parser.exit(0)
+        chosen = _chosen(stage, chooser, groups, argv)
     typed = _typed(parser, groups, argv, stage)
-    if "method" in groups and method is None:
-        raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(_allowed(stage))}")
+    if chooser == "method" and chosen is None and "plan" not in groups:
+        raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed)
     configs = {group: config(**values[group]) for group, config in groups.items()}
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()
-    args = SimpleNamespace(**configs, stage=stage, original=parent, method_name=method)
+    args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)
     args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent")}
     if "data" in groups:
-        words = [args.data.dataset, args.model.arch, *([method] if method else []), f"s{args.rt.seed}"]
+        words = [args.data.dataset, args.model.arch, *([chosen.name] if chosen else []), f"s{args.rt.seed}"]
         args.label = "-".join(words)
         args.identity = {"parent": parent.facts()} if parent else {}
-    if "mask" in groups and method is not None:
-        args.mask.check(unlearn.METHODS[method], typed)
+    if "mask" in groups:
+        args.mask.check(chosen, typed)
     return args
 
 
-def _allowed(stage: str) -> list[str]:
-    return [n for n in unlearn.METHODS.names() if stage != "random" or unlearn.METHODS[n].random_labels]
-
-
-def _method(stage: str, name: str) -> unlearn.Method:
-    method = unlearn.METHODS[name]
-    if name not in _allowed(stage):
-        raise BadInput(f"main_random.py takes {', '.join(_allowed(stage))}; run main_forget.py --unlearn {name}")
-    return method
+def _chosen(stage: str, chooser: str, groups: dict[str, type[Config]], argv: list[str]) -> Any:
+    """The method or score that the command line names; its settings join the groups, and what it has no use for leaves."""
+    flag = CHOOSERS[chooser][0]
+    default = next(field.default for field in dataclasses.fields(groups[chooser]) if field.name == flag)
+    name = _peek(argv, flag) or default
+    if name is None:
+        return None
+    chosen = stages.entry_of(stage, chooser, name)
+    groups["cfg"] = chosen.config
+    if not getattr(chosen, "original", True):
+        del groups["parent"]
+    return chosen
 
 
 def _peek(argv: list[str], name: str) -> str | None:
@@ -163,7 +108,8 @@ def _spell(stage: str, argv: Sequence[str]) -> list[str]:
     """Our spelling of the flags: - as _, published aliases (announced), and flags without effect left out (announced)."""
     out: list[str] = []
     tokens = list(argv)
-    drop = {**NO_EFFECT, **NO_EFFECT_IN.get(stage, {})}
+    drop = {**stages.NO_EFFECT, **stages.NO_EFFECT_IN.get(stage, {})}
+    aliases = {} if stage.startswith("analysis") else {**stages.ALIASES, **stages.ALIASES_IN.get(stage, {})}
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
@@ -172,13 +118,13 @@ def _spell(stage: str, argv: Sequence[str]) -> list[str]:
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
         if name in drop:
-            if not equals and name not in SWITCHES and tokens and not tokens[0].startswith("--"):
+            if not equals and name not in stages.SWITCHES and tokens and not tokens[0].startswith("--"):
                 tokens.pop(0)
             say(f"notice: --{name} has no effect: {drop[name]}")
             continue
-        if name in ALIASES and stage not in ("analysis", "analysis_mia"):
-            say(f"notice: --{name} is taken as --{ALIASES[name]}")
-            name = ALIASES[name]
+        if name in aliases:
+            say(f"notice: --{name} is taken as --{aliases[name]}")
+            name = aliases[name]
         out.append(f"--{name}{equals}{value}")
     return out
 
@@ -193,10 +139,9 @@ def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], arg
             if field.name not in seen:
                 add_flag(box, config, field)
             seen.add(field.name)
-    if "method" in groups:
-        parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print the methods and stop")
-        names = ", ".join(_allowed(stage))
-        parser.epilog = f"methods: {names}; with --unlearn METHOD, --help shows that method's own flags"
+    for flag in [CHOOSERS[group][0] for group in CHOOSERS if group in groups]:
+        parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print what there is and stop")
+        parser.epilog = f"{', '.join(stages.allowed(stage))}; with --{flag} NAME, --help shows the flags of that one"
     found, unknown = parser.parse_known_args(argv)
     for token in unknown:
         _unknown_flag(parser, token, groups)
@@ -205,9 +150,10 @@ def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], arg
 
 def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str, type[Config]]) -> None:
     name = token[2:].partition("=")[0] if token.startswith("--") else ""
-    owners = [m for m in unlearn.METHODS.names() if name in {f.name for f in dataclasses.fields(unlearn.METHODS[m].config)}]
-    if name and owners and "method" in groups:
-        raise BadInput(f"--{name} is no flag of this method; it belongs to {', '.join(owners)}")
+    for registry in [CHOOSERS[group][1] for group in CHOOSERS if group in groups and name]:
+        owners = [n for n in registry.names() if name in {f.name for f in dataclasses.fields(registry[n].config)}]
+        if owners:
+            raise BadInput(f"--{name} is no flag of this {registry.kind.split()[-1]}; it belongs to {', '.join(owners)}")
     raise BadInput(f"unknown argument {token!r}; {parser.prog} --help lists the flags")
 
 
@@ -265,15 +211,40 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     if "epochs" in names.get("cfg", ()):
         for name in ("epochs", "schedule"):
             values["cfg"].setdefault(name, PROTOCOLS[protocol][name])
-    if "method" in groups:
+    if "unlearn" in typed:
         method = unlearn.METHODS[typed["unlearn"]]
         cfg = parent.training or {}
         given = {ours: cfg[theirs] for ours, theirs in method.inherits.items() if theirs in cfg}
         for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
             values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
+    _preset(groups, values, names)
     source = dataset.sources.SOURCES[values["data"].get("dataset", "cifar10")]
     values["data"].setdefault("aug", PROTOCOLS[protocol]["aug"] and bool(source.pad or source.flip))
+    if "forget" in groups:
+        _find_scores(stage, values, typed, parent)
     return values, parent
+
+
+def _preset(groups: dict[str, type[Config]], values: dict[str, dict[str, Any]], names: dict[str, list[str]]) -> None:
+    """What a setting such as --recipe implies for settings that were not typed."""
+    for group, config in groups.items():
+        for switch, table in getattr(config, "PRESETS", {}).items():
+            default = next(field.default for field in dataclasses.fields(config) if field.name == switch)
+            for name, value in table[values[group].get(switch, default)].items():
+                values[next(g for g in groups if name in names[g])].setdefault(name, value)
+
+
+def _find_scores(stage: str, values: dict[str, dict[str, Any]], typed: dict[str, Any], parent: Saved) -> None:
+    """The file of the scores that the forget set is cut by, where none was named."""
+    asked = grouping.ForgetConfig(**values["forget"])
+    asked.check(thirds=stage == "rum")
+    name = asked.score
+    if name is not None and "scores" not in typed:
+        roots = [Path(root) for root in dict.fromkeys([typed.get("save_dir", "runs"), "runs"])]
+        wanted = {"dataset": values["data"].get("dataset", "cifar10"), "classes": values["data"].get("classes")}
+        found = grouping.find_scores(name, parent, roots, wanted, sha256(parent.file))
+        say(f"scores: {found}")
+        values["forget"]["scores"] = str(found)
 
 
 def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import sources
-from sources.arrays import UNREADABLE
+from groups import Candidates, Chosen, ForgetConfig, choose_forget
 from utils import BadInput, Config, Runtime, hp
 
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
@@ -38,19 +38,6 @@ class DataConfig(Config):
     val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
     batch_size: int = hp(256, "examples in a training step", low=1)
     aug: bool | None = hp(None, "random crop and flip in training; without the flag, by protocol")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ForgetConfig(Config):
-    """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
-
-    # what was asked for; runs are told apart by the set itself (its split_key), however it was named
-    num_indexes_to_replace: int | None = hp(None, "number of examples to forget, drawn at random", low=1, digest=False)
-    forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1,
-                                       digest=False)
-    class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
-                                           low=-1, digest=False)
-    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget", digest=False)
 
 
 class Batch(NamedTuple):
@@ -187,7 +174,10 @@ class Splits:
 
     data_key: data set, classes kept and validation split; equal in every stage after the original's training.
     split_key: that and the forget set; equal for a mask, an unlearning run and its retrain.
+    images_key: the images and labels alone, without the validation split; equal for a data set and its scores.
     whole_classes: classes of which no training example is left in retain.
+    groups: name -> the part of the forget set that is of this group; disjoint, or none.
+    scores: which scores they were cut by; see ``groups.Chosen``.
     """
 
     train: np.ndarray
@@ -197,6 +187,9 @@ class Splits:
     whole_classes: tuple[int, ...]
     data_key: str
     split_key: str
+    images_key: str = ""
+    groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for a, b in (("train", "val"), ("retain", "forget"), ("retain", "val"), ("forget", "val")):
@@ -207,9 +200,15 @@ class Splits:
     def keys(self) -> dict[str, str]:
         return {"data_key": self.data_key, "split_key": self.split_key}
 
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the forget set: its size, that of its groups, and the scores they were cut by."""
+        return {"forget_size": len(self.forget), "groups": {name: len(index) for name, index in self.groups.items()},
+                "scores": self.scores}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds; --forget_index takes that file."""
-        return {part: getattr(self, part) for part in ("train", "val", "retain", "forget")}
+        groups = {f"group_{name}": index for name, index in self.groups.items()}
+        return {part: getattr(self, part) for part in ("train", "val", "retain", "forget")} | groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +226,25 @@ class Data:
     def index(self, part: str) -> np.ndarray:
         return np.arange(len(self.test.y)) if part == "test" else getattr(self.splits, part)
 
+    @property
+    def candidates(self) -> Candidates:
+        return Candidates(self.images.y.cpu().numpy(), self.splits.train, self.num_classes, self.splits.images_key)
+
+    def forgetting(self, chosen: Chosen) -> Data:
+        """The same data with another forget set; the rest of the training examples is to be retained."""
+        y, old = self.candidates.y, self.splits
+        retain = np.setdiff1d(old.train, chosen.forget)
+        whole = tuple(int(c) for c in np.setdiff1d(y[chosen.forget], y[retain]))
+        key = _key(old.data_key + _hash(chosen.forget))
+        splits = dataclasses.replace(old, retain=retain, forget=chosen.forget, whole_classes=whole, split_key=key,
+                                     groups=chosen.groups, scores=chosen.scores)
+        return dataclasses.replace(self, splits=splits)
+
+    def subset(self, index: np.ndarray) -> Loader:
+        """Some training images (int64 [n]) in the order given, for evaluation."""
+        at = torch.from_numpy(index).to(self.images.home)
+        return Loader(self.images, at, self.images.y[at], EVAL_BATCH[self.images.device.type])
+
     def loader(self, part: str, rt: Runtime | None = None, purpose: str = "", batch_size: int | None = None) -> Loader:
         """In order for evaluation; with a runtime, shuffled (and augmented, where set) by the purpose's own streams."""
         images = self.test if part == "test" else self.images
@@ -238,11 +256,13 @@ class Data:
         return Loader(images, index, images.y[index], self.batch_size, shuffle, augment)
 
 
-def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_key: str | None = None) -> Data:
+def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_key: str | None = None,
+         thirds: bool = False) -> Data:
     """Read a data set, cut it and choose the forget set.
 
     Args:
         data_key: of the original's record; the data must be the same.
+        thirds: cut the forget set into its least, middle and most memorized third, where a score is named.
 
     Raises:
         BadInput: files missing or damaged, other data than the original's, or a forget set that cannot be.
@@ -253,17 +273,20 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
     arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download)
     x, y, x_test, y_test, num_classes = _keep_classes(arrays, source, cfg.classes)
     train, val = _validation_split(y, cfg.val_fraction, cfg.split_seed)
-    kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)]), _hash(val)]
-    key = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
+    kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)])]
+    images_key, key = (_key(json.dumps(facts)) for facts in (kept, [*kept, _hash(val)]))
     if data_key is not None and key != data_key:
         raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
                        "use the same --dataset, --data, --classes, --split_seed and --val_fraction")
-    gone = np.empty(0, np.int64) if forget is None else choose_forget(forget, y, train, num_classes, cfg.split_seed)
-    retain = np.setdiff1d(train, gone)
-    whole = tuple(int(c) for c in np.setdiff1d(y[gone], y[retain]))
-    split_key = hashlib.sha256((key + _hash(gone)).encode()).hexdigest()[:12]
-    return Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), num_classes,
-                Splits(train, val, retain, gone, whole, key, split_key), cfg.batch_size, bool(cfg.aug))
+    none = np.empty(0, np.int64)
+    splits = Splits(train, val, train, none, (), key, _key(key + _hash(none)), images_key)
+    data = Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), num_classes, splits, cfg.batch_size,
+                bool(cfg.aug))
+    return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, cfg.split_seed, thirds))
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _hash(array: np.ndarray) -> str:
@@ -305,65 +328,3 @@ def _validation_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
     drawn = [random.choice(np.flatnonzero(y == c), int(fraction * (y == c).sum()), replace=False) for c in np.unique(y)]
     val = np.sort(np.concatenate(drawn)).astype(np.int64)
     return np.setdiff1d(np.arange(len(y)), val), val
-
-
-def choose_forget(cfg: ForgetConfig, y: np.ndarray, train: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """The forget set as ascending indices into the training images; no part of validation, never all of training."""
-    if cfg.forget_index is not None:
-        if cfg.num_indexes_to_replace or cfg.forget_fraction or cfg.class_to_replace != (-1,):
-            raise BadInput("--forget_index names the forget set; leave the other flags that choose one away")
-        gone = _read_indices(Path(cfg.forget_index), train, len(y))
-    else:
-        gone = _draw_forget(cfg, y, train, num_classes, seed)
-    if len(gone) == len(train):
-        raise BadInput(f"the forget set is the whole training set ({len(gone)} examples); forget fewer")
-    return gone
-
-
-def _draw_forget(cfg: ForgetConfig, y: np.ndarray, train: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    count, fraction, wanted = cfg.num_indexes_to_replace, cfg.forget_fraction, cfg.class_to_replace
-    if count and fraction:
-        raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
-    if -1 in wanted and len(wanted) > 1:
-        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: -1 means all classes and stands alone")
-    if -1 in wanted and not (count or fraction):
-        raise BadInput("say what to forget: --num_indexes_to_replace N, --forget_fraction F, --class_to_replace C "
-                       "or --forget_index FILE")
-    missing = [c for c in wanted if c >= num_classes]
-    if missing:
-        raise BadInput(f"--class_to_replace {missing[0]}: the data set has the classes 0-{num_classes - 1}")
-    pool = train if -1 in wanted else train[np.isin(y[train], wanted)]
-    if not len(pool):
-        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no training example is of these classes")
-    if fraction:
-        count = max(1, round(fraction * len(pool)))
-    if count is None:
-        return pool
-    if count > len(pool):
-        raise BadInput(f"--num_indexes_to_replace {count}: only {len(pool)} training examples to draw from")
-    random = np.random.default_rng([seed, 0x666F7267])  # a stream apart from the validation split's
-    return np.sort(random.choice(pool, count, replace=False))
-
-
-def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:
-    try:
-        if path.suffix == ".json":
-            read = np.asarray(json.loads(path.read_text()))
-        else:
-            read = np.load(path, allow_pickle=False)
-            if isinstance(read, np.lib.npyio.NpzFile):
-                read = read["forget"]
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read --forget_index {path}: {error}; it takes .npy, .json, or .npz with 'forget'") from None
-    if read.ndim != 1 or not len(read) or not np.issubdtype(read.dtype, np.integer):
-        raise BadInput(f"--forget_index {path}: need a list of one or more whole numbers; got {read.dtype} {read.shape}")
-    gone = np.unique(read).astype(np.int64)
-    if len(gone) < len(read):
-        raise BadInput(f"--forget_index {path}: {len(read) - len(gone)} indices are there more than once")
-    if gone[0] < 0 or gone[-1] >= total:
-        raise BadInput(f"--forget_index {path}: indices go from 0 to {total - 1}; got {gone[0]} to {gone[-1]}")
-    outside = len(np.setdiff1d(gone, train))
-    if outside:
-        raise BadInput(f"--forget_index {path}: {outside} of the indices are in the validation split; "
-                       "train with --val_fraction 0 or choose others")
-    return gone

@@ -24,7 +24,7 @@ def main(args):
             for density, mask in masks.items():
                 run.save_bare(f"with_{density:g}.pt", mask)
             run.save_arrays("splits.npz", **data.splits.arrays())
-            run.result(forget_size=len(data.splits.forget), **rt.facts())
+            run.result(**data.splits.facts(), **rt.facts())
     say(f"{run.summary()}  densities {', '.join(f'{d:g}' for d in args.cfg.density)}")
 
 

@@ -9,14 +9,13 @@ import dataset
 import models
 from evaluation import accuracy
 from pruner.mask import both
-from unlearn import METHODS
 from unlearn.saliency import find_mask
 from utils import Run, Runtime, say
 
 
 def forget(args):
     """The recipe; main_random.py has the same with the random-label methods alone."""
-    rt, method = Runtime(args.rt), METHODS[args.method.unlearn]
+    rt, method = Runtime(args.rt), args.entry
     data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
     model, pruned = models.load(args.original.file, args.model, data, rt)
     salient, identity, mask_seconds = None, args.identity, 0.0
@@ -36,7 +35,7 @@ def forget(args):
             accuracy.evaluate(model, data, rt, run, args.evaluation)
             models.save(run, model, pruned)
             run.save_arrays("splits.npz", **data.splits.arrays())
-            run.result(forget_size=len(data.splits.forget), **rt.facts())
+            run.result(**data.splits.facts(), **rt.facts())
     say(f"{run.summary()}  {accuracy.line(run.values['metrics'])}")
 
 

@@ -8,6 +8,7 @@ import dataset
 import models
 import trainer
 from evaluation import accuracy
+from memorization.events import Events
 from utils import Run, Runtime, say
 
 
@@ -18,8 +19,11 @@ def main(args):
     with Run(args.run, "train", args.label, args.settings, data_key=data.splits.data_key) as run:
         if not run.done:
             model = models.new(args.model, data, rt, "train")
+            seen = Events(len(data.images.y), rt, curvature=args.record.record_curvature)
             with run.timed(rt, "train"):
-                trainer.train(model, data.loader("train", rt, "train"), args.cfg, rt, run)
+                trainer.train(model, data.loader("train", rt, "train"), args.cfg, rt, run, watch=seen)
+            run.seconds["events"] = seen.seconds
+            run.save_arrays("events.npz", **seen.arrays(data.candidates.y, data.splits.images_key))
             accuracy.evaluate_original(model, data, rt, run)
             models.save(run, model)
             run.result(**rt.facts())

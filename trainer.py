@@ -14,7 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ import models
 from dataset import Batch, Loader
 from utils import BadInput, Config, Mask, Run, Runtime, hp
 
+SCHEDULES = ("cosine", "step", "constant", "linear")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
@@ -32,7 +34,7 @@ class ScheduleConfig(Config):
 
     momentum: float = hp(0.9, "SGD momentum", low=0, below=1)
     weight_decay: float = hp(5e-4, "L2 added to the gradient; never to a masked weight", low=0)
-    schedule: str = hp("step", "the rate over the epochs", choices=("cosine", "step", "constant"))
+    schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
     decreasing_lr: tuple[int, ...] = hp((91, 136), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
     lr_gamma: float = hp(0.1, "factor of schedule step", above=0, high=1)
     warmup: int = hp(0, "epochs of linear warm-up to the rate", low=0)
@@ -44,7 +46,7 @@ class TrainConfig(ScheduleConfig):
 
     lr: float = hp(0.1, "learning rate", above=0)
     epochs: int = hp(30, "training epochs", low=1)
-    schedule: str = hp("cosine", "the rate over the epochs", choices=("cosine", "step", "constant"))
+    schedule: str = hp("cosine", "the rate over the epochs", choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty on all parameters (sparse pre-training); 0: none", low=0)
 
 
@@ -82,12 +84,14 @@ class Sgd:
             model.compile(mode=rt.cfg.compile)
 
     def rate(self, progress: float) -> float:
-        """The learning rate ``progress`` (0 to 1) through the epoch ``at``; only warm-up moves within an epoch."""
+        """The learning rate ``progress`` (0 to 1) through the epoch ``at``; warm-up and linear move within an epoch."""
         cfg, warm = self.cfg, min(self.cfg.warmup, self.epochs)
         if self.at < warm:
             return self.lr * (self.at + progress) / warm
         if cfg.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (self.at - warm) / max(1, self.epochs - warm)))
+        if cfg.schedule == "linear":
+            return self.lr * (1 - (self.at - warm + progress) / (self.epochs - warm))
         if cfg.schedule == "step":
             return self.lr * cfg.lr_gamma ** sum(self.at >= milestone for milestone in cfg.decreasing_lr)
         return self.lr
@@ -178,16 +182,40 @@ def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, An
             saved = time.perf_counter()
 
 
-def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run, mask: Mask | None = None) -> None:
+class Watch(Protocol):
+    """Who looks on while a model trains and changes nothing: neither weights nor gradients nor random streams."""
+
+    keep: dict[str, Any]  # tensors and numbers that belong to the state of a resumable run
+
+    def begin(self, epoch: int, epochs: int) -> None: ...
+
+    def before(self, model: nn.Module, batch: Batch) -> None:
+        """Ahead of the forward pass of a step."""
+
+    def after(self, batch: Batch, logits: Tensor) -> None:
+        """With the logits (float32 [B, K], detached) of the step's own forward pass, before its update."""
+
+
+def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run | None, mask: Mask | None = None,
+          watch: Watch | None = None) -> None:
     """Train the original model: cross-entropy, with a constant l1 penalty where ``alpha`` says so."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        value = cross_entropy(model, batch)
+        if watch is not None:
+            watch.before(model, batch)
+        logits = model(batch.x).float()
+        if watch is not None:
+            watch.after(batch, logits.detach())
+        value = F.cross_entropy(logits, batch.y)
         return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
 
     opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, mask=mask)
-    for epoch in resumable(cfg.epochs, opt, rt, run):
-        run.log(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
+    for epoch in resumable(cfg.epochs, opt, rt, run, None if watch is None else watch.keep):
+        if watch is not None:
+            watch.begin(epoch, cfg.epochs)
+        row = dict(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
+        if run is not None:
+            run.log(**row)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,7 @@ def _vgg(name: str, depths: Sequence[int]) -> None:
 _resnet("resnet18", BasicBlock, (2, 2, 2, 2))
 _resnet("resnet34", BasicBlock, (3, 4, 6, 3))
 _resnet("resnet50", Bottleneck, (3, 4, 6, 3))
+_cifar_resnet("resnet8s", 1)
 _cifar_resnet("resnet20s", 3)
 _cifar_resnet("resnet32s", 5)
 _cifar_resnet("resnet44s", 7)

@@ -19,6 +19,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 import dataset
+import groups
 import sources
 from dataset import Data, DataConfig, ForgetConfig, Images, Loader
 from utils import BadInput, Runtime
@@ -125,8 +126,8 @@ def test_whole_classes_are_those_without_a_retained_example(
 def test_random_forget_sets_are_spread_evenly(rt: Runtime) -> None:
     """Over 200 split seeds the number of draws of each candidate is binomial: chi-square within its 0.1 % tails."""
     y, train = np.zeros(50, int), np.arange(10, 50)
-    cfg = ForgetConfig(num_indexes_to_replace=8)
-    drawn = np.concatenate([dataset.choose_forget(cfg, y, train, 1, seed) for seed in range(200)])
+    cfg, pool = ForgetConfig(num_indexes_to_replace=8), groups.Candidates(y, train, 1, "key")
+    drawn = np.concatenate([groups.choose_forget(cfg, pool, seed).forget for seed in range(200)])
     counts = np.bincount(drawn, minlength=50)
     assert counts[:10].sum() == 0 and counts.sum() == 1600
     # without replacement the variance of each count is 200 p (1 - p), with p = 8 / 40

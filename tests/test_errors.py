@@ -120,9 +120,6 @@ method of a later issue, wfisher | forget | --checkpoint {run} --unlearn wfisher
     unknown unlearning method 'wfisher'
 method of a later issue, fisher_new | forget | --checkpoint {run} --unlearn fisher_new --alpha 1 {SOME} | \
     unknown unlearning method 'fisher_new'
-flag of a later issue, --mem | forget | {ON_RUN} {SOME} --mem high | --mem & --help
-flag of a later issue, --mem_proxy | analysis | --mem_proxy confidence | --mem_proxy & --help
-flag of a later issue, --group_index | mask | --checkpoint {run} {SOME} --group_index 3 | --group_index
 method that is not of main_random | random | {ON_RUN} {SOME} | RL, RL_og & main_forget.py --unlearn FT
 unknown flag | train | {THREE} --learning_rate 0.1 | --learning_rate & --help
 unknown word | train | {THREE} quickly | quickly
@@ -138,7 +135,7 @@ alpha out of bounds | forget | --checkpoint {run} --unlearn NG --alpha 1.5 {SOME
 alpha is NaN | forget | --checkpoint {run} --unlearn NG --alpha nan {SOME} | --alpha must lie in [0, 1] & nan
 density above 1 | mask | --checkpoint {run} {SOME} --density 0.5,1.5 | --density & 1.5
 seed below 0 | train | {THREE} --seed -1 | --seed must lie in [0 & -1
-bad choice | train | {THREE} --schedule linear | --schedule & cosine, step, constant & linear
+bad choice | train | {THREE} --schedule triangle | --schedule & cosine, step, constant & triangle
 unknown architecture | train | --dataset digits --arch resnet19 | --arch & resnet18 & resnet19
 unknown data set | train | --dataset mnist | data set & digits & mnist
 value missing | train | {THREE} --lr | --lr & expected one argument
@@ -171,7 +168,8 @@ analysis of halved outputs | analysis | --save_dir {halved_outputs} --mia interv
 out is a file | analysis | --save_dir {runs} --unlearn FT --out {empty} | cannot write & --out
 """
 STAGES = {"train": "main_train.py", "mask": "generate_mask.py", "forget": "main_forget.py", "random": "main_random.py",
-          "analysis": "analysis.py", "analysis_mia": "analysis_mia.py"}
+          "rum": "main_rum.py", "memorization": "main_memorization.py", "analysis": "analysis.py",
+          "analysis_mia": "analysis_mia.py"}
 CASES = {line.split(" | ")[0]: [part.strip() for part in line.split(" | ")[1:]]
          for line in TABLE.replace("\\\n", "").splitlines() if " | " in line}
 

@@ -111,6 +111,7 @@ def vgg_twin(state: State, x: Tensor, stages: str) -> Tensor:
         ("resnet18", 100, False, 11_220_132, 11_159_232, 20),
         ("resnet18", 1000, True, 11_689_512, 11_166_912, 20),
         ("resnet50", 10, False, 23_520_842, 23_447_232, 53),
+        ("resnet8s", 10, False, 75_290, 74_160, 7),
         ("resnet20s", 10, False, 269_722, 267_696, 19),
         ("resnet44s", 10, False, 658_586, 654_768, 43),
         ("resnet56s", 10, False, 853_018, 848_304, 55),

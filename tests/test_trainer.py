@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,19 @@ def test_warm_up_is_linear_and_never_above_the_rate(schedule: str, warmup: int, 
         left = epochs - warmup
         expected = [0.1 * (1 + math.cos(math.pi * i / left)) for i in range(left)]
         assert rates[warm::5] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("warmup", "epochs", "steps"), [(0, 1, 3), (0, 5, 2), (2, 8, 5), (3, 4, 1), (4, 4, 2)])
+def test_linear_falls_in_equal_steps_to_zero_at_the_last(warmup: int, epochs: int, steps: int, model: TinyNet,
+                                                         rt: Runtime) -> None:
+    """Warm-up and linear together are a triangle: numpy's interpolation between its three corners, step by step."""
+    opt, rates = sgd(model, rt, lr=0.3, epochs=epochs, warmup=warmup, schedule="linear"), []
+    for opt.at in range(epochs):
+        rates += [opt.rate((step + 1) / steps) for step in range(steps)]
+    top, last = warmup * steps, epochs * steps
+    places = np.arange(1, last + 1)
+    corners = ([0, top, last], [0, 0.3, 0]) if 0 < warmup < epochs else ([0, last], [0, 0.3] if warmup else [0.3, 0])
+    assert rates == pytest.approx(np.interp(places, *corners), abs=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------------------- prediction

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from dataset import Batch
-from trainer import cross_entropy, l1_norm
+from trainer import SCHEDULES, cross_entropy, l1_norm
 from unlearn.registry import SgdConfig, Task, register
 from utils import hp
 
@@ -28,7 +28,7 @@ class RetrainConfig(SgdConfig):
     unlearn_lr: float = hp(0.1, "learning rate; without the flag, the original's", above=0)
     unlearn_epochs: int = hp(30, "epochs, over which the schedule runs; without the flag, the original's", low=0)
     schedule: str = hp("cosine", "the rate over the epochs; without the flag, the original's",
-                       choices=("cosine", "step", "constant"))
+                       choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty; without the flag, the original's", low=0)
 
 

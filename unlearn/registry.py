@@ -65,13 +65,16 @@ class Method:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     def apply(self, model: nn.Module, data: Data, cfg: Config, rt: Runtime, run: Run | None = None,
-              mask: Mask | None = None, mask_mode: str = "strict") -> None:
+              mask: Mask | None = None, mask_mode: str = "strict", purpose: str = "") -> None:
         """Unlearn ``data``'s forget set from ``model``, in place.
 
         Args:
             mask: parameter name -> bool, False stays bit-identical; a pruned model's own mask comes in here too.
+            purpose: names the random streams of a step of a plan; without it, methods of one seed share theirs, so that
+                they differ by what they do, and retrain has its own.
         """
-        self.function(Task(self, model, data, rt, run, mask, mask_mode), cfg)
+        purpose = purpose or ("retrain" if self.fresh else "unlearn")
+        self.function(Task(self, model, data, rt, run, mask, mask_mode, purpose), cfg)
 
 
 METHODS: Registry[Method] = Registry("unlearning method")
@@ -96,8 +99,8 @@ class Task:
     """What a method works on: the model, the parts of the data it declared, random streams, its log and its epochs."""
 
     def __init__(self, method: Method, model: nn.Module, data: Data, rt: Runtime, run: Run | None,
-                 mask: Mask | None, mask_mode: str) -> None:
-        self.model, self.num_classes, self.mask = model, data.num_classes, mask
+                 mask: Mask | None, mask_mode: str, purpose: str = "unlearn") -> None:
+        self.model, self.num_classes, self.mask, self._purpose = model, data.num_classes, mask, purpose
         self._method, self._data, self._rt, self._run, self._mask_mode = method, data, rt, run, mask_mode
 
     def _check(self, part: str) -> None:
@@ -127,11 +130,6 @@ class Task:
             return float(wrong.mean())
         counts = torch.bincount(labels, minlength=self.num_classes).clamp_min(1)
         return float((torch.bincount(labels, wrong, self.num_classes) / counts) @ shares)
-
-    @property
-    def _purpose(self) -> str:
-        """Methods of one seed share their batch orders, so that they differ by what they do; retrain has its own."""
-        return "retrain" if self._method.fresh else "unlearn"
 
     @cached_property
     def retain(self) -> Loader:

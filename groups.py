@@ -1,0 +1,362 @@
+"""The forget set, and the groups in it: by number, class or file, by how much each example is memorized or entangled.
+
+Scores come from files alone: one number for each training image (``memorization``, a proxy of it) or a chunk of the
+entanglement experiment for each. ``POLARITY`` says which way a score runs, so that "high" always means most memorized.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sources.arrays import UNREADABLE
+from utils import BadInput, Config, Saved, find_runs, hp, read_record, sha256
+
+# +1: larger values go with memorization, -1: smaller ones do; entanglement (es) is about groups and orders no examples
+POLARITY = {"memorization": 1, "confidence": -1, "max_conf": -1, "entropy": 1, "bi_acc": -1, "ho_ret": 1, "loss_curvature": 1,
+            "el2n": 1, "forgetting": 1, "es": 0}
+RECORDED = ("confidence", "max_conf", "entropy", "bi_acc", "el2n", "forgetting")  # in events.npz of every original
+PUBLISHED = {"memorization": "tr_mem", "labels": "tr_labels"}  # keys of Feldman and Zhang's released file
+LEVELS = ("low", "mid", "high")
+ES_CHUNKS = (3, 12, 14)  # the published chunk ids, of 15
+PROXIES = tuple(name for name in POLARITY if name != "memorization")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgetConfig(Config):
+    """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
+
+    # what was asked for; runs are told apart by the set itself (its split_key), however it was named
+    num_indexes_to_replace: int | None = hp(None, "number of examples to forget", low=1, digest=False)
+    forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1,
+                                       digest=False)
+    class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
+                                           low=-1, digest=False)
+    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget", digest=False)
+    mem: str | None = hp(None, "the N least (low), half (mid) or most (high) memorized examples, or a third of each (mix)",
+                         choices=(*LEVELS, "mix"), digest=False)
+    mem_proxy: str | None = hp(None, "go by this proxy instead of memorization (es: by measured entanglement)",
+                               choices=PROXIES, digest=False)
+    group_index: int | None = hp(None, "the first N examples of this chunk of the entanglement experiment (published: 3, 12 "
+                                 "and 14; -1: a third of each)", low=-1, digest=False)
+    scores: str | None = hp(None, "file of the scores (.npz), a published one too; without it, found by its record",
+                            digest=False)
+
+    @property
+    def score(self) -> str | None:
+        """The name of the score that the groups are cut by; None where none is."""
+        if self.group_index is not None:
+            return "es"
+        return self.mem_proxy or ("memorization" if self.mem or self.scores else None)
+
+    def check(self, thirds: bool) -> None:
+        """Refuse flags that contradict one another; with ``thirds`` a score may be named to refine a set chosen otherwise."""
+        drawn = self.forget_fraction is not None or self.class_to_replace != (-1,)
+        if self.forget_index is not None and (self.num_indexes_to_replace or drawn or self.mem or self.group_index is not None):
+            raise BadInput("--forget_index names the forget set; leave the other flags that choose one away")
+        if self.group_index is not None and (self.mem or self.mem_proxy):
+            raise BadInput("--mem is for the memorization experiments and --group_index for the entanglement experiments; give "
+                           "one of the two")
+        if (self.mem or self.group_index is not None) and drawn:
+            raise BadInput("--mem and --group_index choose from all classes by number; leave --forget_fraction and "
+                           "--class_to_replace away")
+        if (self.mem or self.group_index is not None) and self.num_indexes_to_replace is None:
+            raise BadInput("say how many examples: --num_indexes_to_replace N")
+        if not thirds and (self.mem_proxy or self.scores) and not self.mem and self.group_index is None:
+            raise BadInput("say which group: --mem low, mid, high or mix (or --group_index)")
+
+
+class Chosen(NamedTuple):
+    """forget: int64 ascending, into the training images; groups: name -> int64 ascending, disjoint, together the forget
+    set, or none; scores: name, path, sha256 of the score file and the seconds it took, or empty."""
+
+    forget: np.ndarray
+    groups: dict[str, np.ndarray]
+    scores: dict[str, Any]
+
+
+class Candidates(NamedTuple):
+    """What there is to choose from: labels y int64 [N] of all training images, which of them train, and their key."""
+
+    y: np.ndarray
+    train: np.ndarray
+    num_classes: int
+    images_key: str
+
+
+def choose_forget(cfg: ForgetConfig, pool: Candidates, seed: int, thirds: bool = False) -> Chosen:
+    """The forget set; no part of validation, never all of training.
+
+    Args:
+        thirds: cut a set that was chosen otherwise into its least, middle and most memorized third, where a score is named.
+    """
+    cfg.check(thirds)
+    groups: dict[str, np.ndarray] = {}
+    scores = _scores_of(cfg, pool) if cfg.score else None
+    if cfg.forget_index is not None:
+        gone = _read_indices(Path(cfg.forget_index), pool.train, len(pool.y))
+    elif cfg.mem is not None or cfg.group_index is not None:
+        groups = _cut(cfg, pool, scores)
+        gone = np.sort(np.concatenate(list(groups.values())))
+    else:
+        gone = _draw_forget(cfg, pool, seed)
+    if len(gone) == len(pool.train):
+        raise BadInput(f"the forget set is the whole training set ({len(gone)} examples); forget fewer")
+    if thirds and len(groups) < 2:
+        return given(cfg, pool, gone)
+    return Chosen(gone, groups, _facts(cfg) if scores is not None else {})
+
+
+def given(cfg: ForgetConfig, pool: Candidates, gone: np.ndarray) -> Chosen:
+    """A forget set (int64, ascending) as it is, in thirds from the least to the most memorized where a score is named."""
+    if not cfg.score:
+        return Chosen(gone, {}, {})
+    return Chosen(gone, refine(_oriented(cfg.score, _scores_of(cfg, pool), gone), gone), _facts(cfg))
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+def cut(values: np.ndarray, index: np.ndarray, size: int, middle: float) -> dict[str, np.ndarray]:
+    """Low, mid and high: ``size`` examples each, disjoint; equal values are taken in the order of their index.
+
+    High is cut first, low from what is left, then mid as the nearest to ``middle``.
+
+    Args:
+        values: float64 [n], larger = more memorized; index: int64 [n], ascending.
+    """
+    if 3 * size > len(index):
+        raise BadInput(f"three groups of {size} examples need {3 * size}; there are {len(index)} training examples")
+    left = np.arange(len(index))
+    found = {}
+    for level, key in (("high", -values), ("low", values), ("mid", np.abs(values - middle))):
+        chosen = left[np.argsort(key[left], kind="stable")[:size]]
+        found[level] = np.sort(index[chosen])
+        left = np.setdiff1d(left, chosen)
+    return {level: found[level] for level in LEVELS}
+
+
+def refine(values: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    """A given forget set in thirds, from the least to the most memorized; sizes differ by one at most.
+
+    Args:
+        values: float64 [n], larger = more memorized; index: int64 [n], ascending.
+    """
+    if len(index) < 3:
+        raise BadInput(f"a forget set of {len(index)} examples has no thirds; forget three or more")
+    parts = np.array_split(np.argsort(values, kind="stable"), 3)
+    return {level: np.sort(index[part]) for level, part in zip(LEVELS, parts, strict=True)}
+
+
+def third_of(number: int) -> int:
+    if number % 3:
+        raise BadInput(f"--num_indexes_to_replace {number} has no equal thirds; take {number - number % 3} or "
+                       f"{number - number % 3 + 3}")
+    return number // 3
+
+
+def _cut(cfg: ForgetConfig, pool: Candidates, scores: np.ndarray) -> dict[str, np.ndarray]:
+    number = cfg.num_indexes_to_replace
+    mixed = cfg.mem == "mix" or cfg.group_index == -1
+    size = third_of(number) if mixed else number
+    if cfg.score == "es":
+        groups = _es_groups(cfg, pool, size)
+    else:
+        values = _oriented(cfg.score, scores, pool.train)
+        middle = 0.5 if cfg.score == "memorization" else float(np.median(values))  # proxies have no scale of their own
+        groups = cut(values, pool.train, size, middle)
+        groups = groups if mixed else {cfg.mem: groups[cfg.mem]}
+    return groups
+
+
+def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Scores of some training examples, larger = more memorized."""
+    if POLARITY[name] == 0:
+        raise BadInput(f"--mem_proxy {name} is about groups and orders no examples; with it choose the set by --mem")
+    values = POLARITY[name] * scores[index]
+    if not np.isfinite(values).all():
+        raise BadInput(f"the scores '{name}' are not finite for {int((~np.isfinite(values)).sum())} of {len(index)} training "
+                       "examples; the file is of another split, or its run diverged: make it anew by main_memorization.py")
+    return values
+
+
+def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.ndarray]:
+    """The ``size`` examples of each chunk that are nearest to the centroid."""
+    with _open(Path(cfg.scores)) as file:
+        missing = {"group", "distance", "levels", "chunk_es"} - set(file.files)
+        if missing:
+            raise BadInput(f"{cfg.scores} holds no chunks ({', '.join(sorted(missing))} missing); make them: python "
+                           "main_memorization.py --score es")
+        group, distance, levels, measured = (file[key] for key in ("group", "distance", "levels", "chunk_es"))
+    count = len(measured)
+    if cfg.group_index == -1 and count <= max(ES_CHUNKS):
+        raise BadInput(f"--group_index -1 means the published chunks {ES_CHUNKS} of 15; {cfg.scores} has {count} chunks")
+    if cfg.group_index == -1:  # their labels go by what was measured, which does not rise with the distance
+        levels = sorted(ES_CHUNKS, key=lambda chunk: measured[chunk])
+    chunks = dict(zip(LEVELS, map(int, levels), strict=True))
+    if cfg.mem in LEVELS:
+        chunks = {cfg.mem: chunks[cfg.mem]}
+    elif cfg.group_index not in (None, -1):
+        chunks = {str(cfg.group_index): cfg.group_index}
+    found = {}
+    for name, chunk in chunks.items():
+        if chunk >= count:
+            raise BadInput(f"there is no chunk {chunk}: {cfg.scores} has the chunks 0-{count - 1}")
+        members = pool.train[group[pool.train] == chunk]
+        if size > len(members):
+            raise BadInput(f"chunk {chunk} has {len(members)} examples, not {size}; forget fewer, or make larger chunks by "
+                           "--es_chunks")
+        found[name] = np.sort(members[np.argsort(distance[members], kind="stable")[:size]])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- score files
+
+
+def _open(path: Path) -> Any:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
+        raise BadInput(f"cannot read the scores in {path}: {error}; main_memorization.py writes scores.npz") from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise BadInput(f"{path} is one array without a name; scores are .npz files with 'memorization', 'tr_mem' or a proxy")
+    return file
+
+
+def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None) -> np.ndarray:
+    """A score of every training image, float64 [N]; NaN where the file has none.
+
+    Reads our own files and the published ones (``memorization``, or ``tr_mem`` with ``tr_labels``).
+
+    Args:
+        labels: int64 [N] of the data set, checked where the file holds labels.
+        images_key: of the data set, checked where the file holds one.
+
+    Raises:
+        BadInput: unreadable, no such score, another length, other labels, another data set.
+    """
+    try:
+        with _open(path) as file:
+            wanted = [key for key in (name, PUBLISHED.get(name)) if key in file.files]
+            if not wanted:
+                raise BadInput(f"{path} holds no '{name}' (it has {', '.join(file.files) or 'nothing'})")
+            values = np.asarray(file[wanted[0]])
+            inside = [file[key] for key in ("labels", PUBLISHED["labels"]) if key in file.files]
+            key = str(file["images_key"]) if "images_key" in file.files else None
+    except UNREADABLE as error:
+        raise BadInput(f"cannot read the scores in {path}: {error}") from None
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
+        raise BadInput(f"{path}: '{name}' must be one number for each training image; got {values.dtype} {values.shape}")
+    advice = "take the scores of this data set (and the same --classes)"
+    if labels is not None and len(values) != len(labels):
+        raise BadInput(f"{path} has {len(values)} scores, the data set {len(labels)} training images; {advice}")
+    if labels is not None and inside and not np.array_equal(np.ravel(inside[0]), labels):
+        raise BadInput(f"{path} is of another data set: its labels differ; {advice}")
+    if key is not None and images_key is not None and key != images_key:
+        raise BadInput(f"{path} is of another data set (images_key {key}, not {images_key}); {advice}")
+    return values.astype(np.float64)
+
+
+def _scores_of(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
+    if cfg.scores is None:
+        raise BadInput(f"the scores '{cfg.score}' are missing; name their file by --scores")
+    return read_scores(Path(cfg.scores), cfg.score, pool.y, pool.images_key)
+
+
+def _facts(cfg: ForgetConfig) -> dict[str, Any]:
+    """What a record keeps of the scores; the seconds are those of all that had to be computed for them."""
+    path, seconds = Path(cfg.scores), 0.0
+    if (path.parent / "record.json").exists():
+        spent = read_record(path.parent).record["seconds"]
+        seconds = sum(spent.get(name, 0.0) for name in (("events",) if path.name == "events.npz" else ("score", "pool")))
+    return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
+
+
+def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Mapping[str, Any], parent: str | None) -> Path:
+    """The file of a score, by record: what the original's training recorded, else the one run of main_memorization.py.
+
+    Args:
+        roots: folders of run folders, searched in order.
+        wanted: settings of the memorization run (data set and classes).
+        parent: sha256 of the original; a proxy is of one model.
+
+    Raises:
+        BadInput: none, with the command that makes it, or several, listed.
+    """
+    events = original.folder / "events.npz" if original is not None and original.record else None
+    if name in RECORDED:
+        if events is None or not events.exists():
+            raise BadInput(f"'{name}' is recorded while an original is trained, and there is no events.npz beside this one; "
+                           "train it by main_train.py (--force repeats a run), or name a file by --scores")
+        return events
+    command = "main_memorization.py" + ("" if name == "memorization" else f" --score {name}")
+    for root in roots:
+        found = find_runs(root, ("memorization",), score=name, **(wanted if name == "memorization" else {}))
+        if name != "memorization":
+            found = [run for run in found if run.record["parent"].get("sha256") == parent]
+        elif len({json.dumps(run.record.get("pool")) for run in found}) == 1:
+            found = [max(found, key=lambda run: run.record["models"])]  # the same pool, grown
+        if len(found) == 1:
+            return found[0].folder / "scores.npz"
+        if found:
+            raise BadInput(f"several runs have the scores '{name}': {', '.join(str(run.folder) for run in found)}; name one of "
+                           "their scores.npz by --scores")
+    told = "".join(f" --{key} {value}" for key, value in wanted.items() if value is not None)
+    raise BadInput(f"no scores '{name}' under {' or '.join(map(str, roots))}; make them: python {command}{told}, or name a "
+                   "file by --scores")
+
+
+# ------------------------------------------------------------------------------------------- by number, class or file
+
+def _draw_forget(cfg: ForgetConfig, pool: Candidates, seed: int) -> np.ndarray:
+    count, fraction, wanted = cfg.num_indexes_to_replace, cfg.forget_fraction, cfg.class_to_replace
+    if count and fraction:
+        raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
+    if -1 in wanted and len(wanted) > 1:
+        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: -1 means all classes and stands alone")
+    if -1 in wanted and not (count or fraction):
+        raise BadInput("say what to forget: --num_indexes_to_replace N (with --mem, by memorization), --forget_fraction F, "
+                       "--class_to_replace C or --forget_index FILE")
+    missing = [c for c in wanted if c >= pool.num_classes]
+    if missing:
+        raise BadInput(f"--class_to_replace {missing[0]}: the data set has the classes 0-{pool.num_classes - 1}")
+    among = pool.train if -1 in wanted else pool.train[np.isin(pool.y[pool.train], wanted)]
+    if not len(among):
+        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no training example is of these classes")
+    if fraction:
+        count = max(1, round(fraction * len(among)))
+    if count is None:
+        return among
+    if count > len(among):
+        raise BadInput(f"--num_indexes_to_replace {count}: only {len(among)} training examples to draw from")
+    random = np.random.default_rng([seed, 0x666F7267])  # a stream apart from the validation split's
+    return np.sort(random.choice(among, count, replace=False))
+
+
+def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:
+    try:
+        if path.suffix == ".json":
+            read = np.asarray(json.loads(path.read_text()))
+        else:
+            read = np.load(path, allow_pickle=False)
+            if isinstance(read, np.lib.npyio.NpzFile):
+                read = read["forget"]
+    except UNREADABLE as error:
+        raise BadInput(f"cannot read --forget_index {path}: {error}; it takes .npy, .json, or .npz with 'forget'") from None
+    if read.ndim != 1 or not len(read) or not np.issubdtype(read.dtype, np.integer):
+        raise BadInput(f"--forget_index {path}: need a list of one or more whole numbers; got {read.dtype} {read.shape}")
+    gone = np.unique(read).astype(np.int64)
+    if len(gone) < len(read):
+        raise BadInput(f"--forget_index {path}: {len(read) - len(gone)} indices are there more than once")
+    if gone[0] < 0 or gone[-1] >= total:
+        raise BadInput(f"--forget_index {path}: indices go from 0 to {total - 1}; got {gone[0]} to {gone[-1]}")
+    outside = len(np.setdiff1d(gone, train))
+    if outside:
+        raise BadInput(f"--forget_index {path}: {outside} of the indices are in the validation split; "
+                       "train with --val_fraction 0 or choose others")
+    return gone

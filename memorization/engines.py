@@ -1,0 +1,352 @@
+"""Three ways to train the models of a pool: one after another, K at once, and a process for each core or GPU.
+
+All three see the same models: a model's number alone decides its subset, its initialisation and its batches, and the
+stack is trained by the same ``Sgd`` on stacked tensors. What differs is rounding (tests state how much).
+
+Which is fastest was measured on a CPU (``python -m benchmarks pool``): a process for each core, while stacking costs
+more than it saves (vmap makes grouped convolutions of them). On a GPU the launches of a small network's kernels cost more
+than the kernels, so that K models at once should win there: a prediction, which nobody has measured.
+
+Shapes: K models, B images in a batch, N images, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn import functional as F
+
+import models
+from dataset import EVAL_BATCH, Batch, Data, Loader
+from models import ModelConfig
+from trainer import SCHEDULES, ScheduleConfig, Sgd, predict
+from utils import BadInput, CannotWrite, Runtime, hp, say
+
+Subset = Callable[[int], np.ndarray]  # a model's number -> int64 [n], the training images it sees
+PACE = 64  # images in a step of the throwaway model on a CPU, where a whole batch could take half a minute
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(ScheduleConfig):
+    """How each model of a pool is trained; the defaults are Feldman and Zhang's, as re-implemented for RUM.
+
+    That code counts ``epoch > 15, 20, 25`` from 0, so the rate has fallen in the epochs 16, 21 and 26.
+    """
+
+    pool_epochs: int = hp(30, "epochs of each model", low=1)
+    pool_lr: float = hp(0.01, "learning rate", above=0)
+    pool_batch: int = hp(512, "examples in a training step", low=2)
+    label_smoothing: float = hp(0.0, "share of the label spread over all classes", low=0, below=1)
+    schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
+    decreasing_lr: tuple[int, ...] = hp((16, 21, 26), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every model of a pool shares. dtype: of weights and images; float64 in tests alone."""
+
+    data: Data
+    model: ModelConfig
+    recipe: Recipe
+    rt: Runtime
+    dtype: torch.dtype = torch.float32
+
+    def new(self, number: int) -> nn.Module:
+        """The model as it starts."""
+        return models.new(self.model, self.data, self.rt, f"pool/{number}").to(dtype=self.dtype)
+
+    def loader(self, number: int, subset: np.ndarray) -> Loader:
+        """The model's batches, in an order of its own; without augmentation unless the data have it."""
+        images, purpose = self.data.images, f"pool/{number}"
+        index = torch.from_numpy(subset).to(images.home)
+        order = self.rt.generator(f"order/{purpose}", images.home)
+        augment = self.rt.generator(f"augment/{purpose}", images.home) if self.data.aug else None
+        return Loader(images, index, images.y[index], self.recipe.pool_batch, order, augment)
+
+    def fit(self, model: nn.Module, batches: Any, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+        opt = Sgd(model, self.recipe, lr=self.recipe.pool_lr, epochs=self.recipe.pool_epochs, rt=self.rt)
+        for opt.at in range(self.recipe.pool_epochs):
+            opt.epoch(batches, loss)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(batch.x.to(self.dtype)).to(self.dtype)
+        return F.cross_entropy(logits, batch.y, label_smoothing=self.recipe.label_smoothing)
+
+    def stacked_loss(self, stack: nn.Module, batch: Batch) -> Tensor:
+        """The sum of the models' mean losses, so that each gets its own gradient."""
+        logits = stack(batch.x.to(self.dtype)).to(self.dtype)
+        smoothing = self.recipe.label_smoothing
+        return F.cross_entropy(logits.flatten(0, 1), batch.y.t().flatten(), label_smoothing=smoothing) * len(batch.y)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Tensor]:
+        """Logits float32 of all training and all test images: [N, C] of a model, [N, K, C] of a stack."""
+        images = self.data.images
+        every = torch.arange(len(images.y), device=images.home)
+        train = Loader(images, every, images.y, EVAL_BATCH[images.device.type])
+        return {"train": predict(model, train, self.rt)[0], "test": predict(model, self.data.loader("test"), self.rt)[0]}
+
+
+class Trained(NamedTuple):
+    """A model's number, its logits {"train": float32 [N, C], "test": ...}, and its seconds (a share of its stack's)."""
+
+    number: int
+    logits: dict[str, Tensor]
+    seconds: float
+
+
+@contextlib.contextmanager
+def _naming(numbers: Sequence[int]) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"model {', '.join(map(str, numbers))} of the pool: {error}") from None
+
+
+# -------------------------------------------------------------------------------------------------- one after another
+
+
+def train_one(setup: Setup, number: int, subset: np.ndarray) -> nn.Module:
+    """Model ``number``, trained on its subset (int64 [n])."""
+    model = setup.new(number)
+    with _naming([number]):
+        setup.fit(model, setup.loader(number, subset), setup.loss)
+    return model
+
+
+def serial(setup: Setup, subset: Subset, numbers: Iterable[int]) -> Iterator[Trained]:
+    """One model after another."""
+    for number in numbers:
+        start = time.perf_counter()
+        logits = setup.evaluate(train_one(setup, number, subset(number)))
+        setup.rt.drain()
+        yield Trained(number, logits, time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------------------------------------------ K at once
+
+
+def stackable(model: nn.Module) -> bool:
+    return not any(isinstance(part, nn.Dropout) and part.p for part in model.modules())
+
+
+class Stack(nn.Module):
+    """K models of one architecture as one module, whose parameters and buffers are theirs, stacked: [K, ...].
+
+    Images [K, B, 3, H, W], each model's own, or [B, 3, H, W] for all of them, give logits [B, K, C]. Batch norm
+    normalises by each model's own batch and keeps each model's running statistics.
+
+    Raises:
+        BadInput: a model with dropout, whose masks could not be those of the models one by one.
+    """
+
+    def __init__(self, singles: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not stackable(singles[0]):
+            raise BadInput("models with dropout cannot be trained as a stack; use --engine serial or processes")
+        params, buffers = stack_module_state(list(singles))
+        self.names, self.buffer_names = list(params), list(buffers)
+        self.stacked = nn.ParameterList(params.values())
+        for place, value in enumerate(buffers.values()):
+            self.register_buffer(f"buffer{place}", value)
+        self._form = (copy.deepcopy(singles[0]).to("meta"),)  # in a tuple, so that its parameters are none of ours
+
+    def train(self, mode: bool = True) -> Stack:
+        self._form[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = dict(zip(self.names, self.stacked, strict=True))
+        buffers = dict(zip(self.buffer_names, self.buffers(), strict=True))
+
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(self._form[0], (params, buffers), (x,))
+
+        return torch.vmap(one, in_dims=(0, 0, None if x.dim() == 4 else 0), out_dims=1)(params, buffers, x)
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Each model's state_dict."""
+        named = [*zip(self.names, self.stacked, strict=True), *zip(self.buffer_names, self.buffers(), strict=True)]
+        return [{name: value[k].detach() for name, value in named} for k in range(len(self.stacked[0]))]
+
+
+class Together:
+    """The batches of K loaders side by side: x float [K, B, 3, H, W], y and index int64 [K, B].
+
+    Raises:
+        BadInput: the loaders have different numbers of examples.
+    """
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        sizes = {loader.size for loader in loaders}
+        if len(sizes) > 1:
+            raise BadInput(f"models of one stack need subsets of one size; these have {min(sizes)} to {max(sizes)} examples: "
+                           "use --engine serial or processes")
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batches in zip(*self.loaders, strict=True):
+            yield Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+
+
+@contextlib.contextmanager
+def graphed(stack: Stack, setup: Setup, sample: Tensor) -> Iterator[None]:
+    """Replay forward and backward pass from CUDA graphs inside the block, for batches of the sample's shape [K, B, ...].
+
+    Other shapes (a last, smaller batch) and evaluation run as ever. Where the capture fails, a notice says so and all
+    steps run as ever. Written for a GPU and not tried on one yet, so it is only used where it is asked for.
+    """
+    plain, kept = stack.forward, [value.clone() for value in stack.buffers()]
+    try:
+        # capture forbids autocast's cache of weights, which a replay could not refresh
+        with torch.autocast("cuda", torch.bfloat16, enabled=setup.rt.bf16, cache_enabled=False):
+            stack.train()
+            torch.cuda.make_graphed_callables(stack, (sample.to(setup.dtype),))
+    except (RuntimeError, AssertionError) as error:
+        say(f"notice: no CUDA graph could be captured ({str(error).splitlines()[0]}); the steps run without")
+        stack.forward = plain
+    quick = stack.forward
+    for value, saved in zip(stack.buffers(), kept, strict=True):  # the capture's trial runs moved running statistics
+        value.copy_(saved)
+    stack.forward = lambda x: quick(x) if stack.training and x.shape == sample.shape else plain(x)
+    try:
+        yield
+    finally:
+        del stack.forward  # a copy of the stack would go on calling this one's
+
+
+def train_stack(setup: Setup, numbers: Sequence[int], subsets: Sequence[np.ndarray], graphs: bool = False) -> Stack:
+    """The models ``numbers``, trained at once on their subsets (int64 [n] each, of one size)."""
+    batches = Together([setup.loader(number, subset) for number, subset in zip(numbers, subsets, strict=True)])
+    stack = Stack([setup.new(number) for number in numbers])
+    record: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if graphs and setup.rt.cuda:
+        width, images = min(setup.recipe.pool_batch, len(subsets[0])), setup.data.images
+        shape = (len(numbers), width, 3, *images.x.shape[1:3])
+        record = graphed(stack, setup, torch.zeros(shape, device=images.device))
+    with record, _naming(numbers):
+        setup.fit(stack, batches, setup.stacked_loss)
+    return stack
+
+
+def stacked(setup: Setup, subset: Subset, numbers: Iterable[int], size: int, graphs: bool = False) -> Iterator[Trained]:
+    """``size`` models at once; those of one stack have subsets of one size, so where sizes differ, stacks are smaller."""
+    waiting: dict[int, list[int]] = {}
+    for number in numbers:
+        waiting.setdefault(len(subset(number)), []).append(number)
+    for alike in waiting.values():
+        for first in range(0, len(alike), size):
+            group, start = alike[first : first + size], time.perf_counter()
+            logits = setup.evaluate(train_stack(setup, group, [subset(number) for number in group], graphs))
+            setup.rt.drain()
+            seconds = (time.perf_counter() - start) / len(group)
+            for place, number in enumerate(group):
+                yield Trained(number, {part: value[:, place] for part, value in logits.items()}, seconds)
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def spread(work: Callable[[Any], Callable[[int], float]], order: Any, numbers: Sequence[int],
+           environments: Sequence[dict[str, str]]) -> Iterator[tuple[int, float]]:
+    """Hand the numbers out to new processes, the next one to whoever is free; (number, seconds) as each is done.
+
+    Args:
+        work: a module's function; each process calls it once with ``order`` and then what it gave, for each number.
+        environments: one process for each, with these variables added; it computes on one thread.
+
+    Raises:
+        BadInput: one of a process, or a process that was killed. All are stopped then, as they are on Ctrl-C.
+    """
+    context, todo = multiprocessing.get_context("spawn"), list(numbers)
+    processes: dict[Connection, Any] = {}
+    try:
+        for environment in environments[: len(todo)]:
+            ours, theirs = context.Pipe()
+            processes[ours] = context.Process(target=_worker, args=(theirs, work, order, environment), daemon=True)
+            processes[ours].start()
+            theirs.close()
+            ours.send(todo.pop(0))
+        while processes:
+            for ours in wait(list(processes)):
+                yield _answer(ours, processes[ours])
+                if todo:
+                    ours.send(todo.pop(0))
+                else:
+                    ours.close()
+                    processes.pop(ours).join()
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+
+
+def _answer(ours: Connection, process: Any) -> tuple[int, float]:
+    try:
+        kind, content = ours.recv()
+    except (EOFError, ConnectionResetError):
+        process.join()
+        raise BadInput(f"a process of the pool ended with code {process.exitcode}, as it does when memory runs out; "
+                       "run again with fewer --pool_workers, and what is finished stays") from None
+    if kind == "done":
+        return content
+    raise {"bad": BadInput, "full": CannotWrite, "failed": RuntimeError}[kind](content)
+
+
+def _worker(theirs: Connection, work: Callable[[Any], Callable[[int], float]], order: Any,
+            environment: dict[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us; two traces of one Ctrl-C help nobody
+    os.environ.update(environment)  # before CUDA is first touched
+    torch.set_num_threads(1)
+    try:
+        do = work(order)
+        while True:
+            number = theirs.recv()
+            theirs.send(("done", (number, do(number))))
+    except (EOFError, ConnectionResetError, BrokenPipeError):  # nothing left to do, or the parent is gone
+        return
+    except CannotWrite as error:
+        theirs.send(("full", str(error)))
+    except BadInput as error:
+        theirs.send(("bad", str(error)))
+    except Exception as error:
+        theirs.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+# ------------------------------------------------------------------------------------------------------------- estimate
+
+
+def pace(setup: Setup, subset: np.ndarray, size: int = 1) -> float:
+    """Seconds that one training step spends on one image of one model, from two steps of throwaway models.
+
+    Args:
+        size: how many are trained at once; 1: without a stack.
+    """
+    width = min(setup.recipe.pool_batch if setup.rt.cuda else PACE, len(subset))
+    trial = dataclasses.replace(setup, recipe=dataclasses.replace(setup.recipe, pool_batch=width))
+    loaders = [trial.loader(-1 - k, subset[: 2 * width]) for k in range(size)]
+    singles = [trial.new(-1 - k) for k in range(size)]
+    model, batches, loss = (singles[0], loaders[0], trial.loss) if size == 1 else (
+        Stack(singles), Together(loaders), trial.stacked_loss)
+    opt = Sgd(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt)
+    opt.epoch([next(iter(batches))], loss)  # the first step chooses kernels
+    trial.rt.drain()
+    start = time.perf_counter()
+    opt.epoch(batches, loss)
+    trial.rt.drain()
+    return (time.perf_counter() - start) / loaders[0].size / size

@@ -1,0 +1,124 @@
+"""What each stage's command line is made of: the settings of every main, published spellings, defaults by protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import dataset
+import groups
+import models
+import trainer
+import unlearn
+from evaluation.accuracy import EvaluationConfig
+from evaluation.report import AnalysisConfig
+from memorization import SCORES
+from pruner.mask import SaliencyMaskConfig
+from unlearn.plan import PlanConfig
+from unlearn.saliency import SaliencyConfig
+from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp
+
+# spelling of the published projects -> ours
+ALIASES = {"mask": "checkpoint", "model_path": "checkpoint", "save": "save_dir", "mask_path": "path", "data_dir": "data"}
+# ours, by the stage that has another name for it
+ALIASES_IN = {"memorization": {"mem_proxy": "score"}}
+# published flags that have no effect here, with the reason
+NO_EFFECT = {
+    "num_workers": "images are on the device, there are no workers",
+    "workers": "images are on the device, there are no workers",
+    "print_freq": "progress is shown once an epoch",
+}
+SWITCHES = ("aug", "no_aug", "sequential")  # of the flags without effect, those that take no value
+NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set",
+                         "aug": "saliency is measured on the images as they are",
+                         "no_aug": "saliency is measured on the images as they are",
+                         "compile": "a saliency mask is one pass over the forget set"},
+                "rum": {"sequential": "a plan always goes on from the model of the step before"}}
+FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's
+PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
+    "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
+    "sparse": {"epochs": 182, "schedule": "step", "aug": True},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtocolConfig(Config):
+    """Whose experiment's defaults hold."""
+
+    protocol: str = hp("rum", "defaults: rum (30 epochs, cosine, no augmentation) or sparse (182 epochs, steps at 91 "
+                       "and 136, augmentation)", choices=tuple(PROTOCOLS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParentConfig(Config):
+    """The original model; without --checkpoint, the one finished run under --save_dir (or runs) that matches."""
+
+    checkpoint: str | None = hp(None, "model.pt, run folder, or a folder of run folders where one matches", digest=False)
+    lr: float | None = hp(None, "narrow the search to originals trained at this rate", above=0, digest=False)
+    epochs: int | None = hp(None, "narrow the search to originals trained for so many epochs", low=1, digest=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordConfig(Config):
+    """What is recorded of the training examples on the way; learning events always are."""
+
+    record_curvature: bool = hp(False, "record the loss curvature too: two more passes a step", digest=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig(Config):
+    """The method."""
+
+    unlearn: str | None = hp(None, "unlearning method", choices=tuple(unlearn.METHODS.names()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Config):
+    """What is measured of every training example."""
+
+    score: str = hp("memorization", "memorization from a pool of models, a proxy of it, or entanglement (es); --mem_proxy "
+                    "is another name", choices=tuple(SCORES.names()))
+    scores: str | None = hp(None, "file of memorization scores (.npz) to compare a proxy with; without it, found by its record",
+                            digest=False)
+
+
+BASE = {"protocol": ProtocolConfig, "data": dataset.DataConfig, "model": models.ModelConfig}
+TAIL = {"rt": RuntimeConfig, "run": RunConfig}
+ON_ORIGINAL = {**BASE, "parent": ParentConfig, "forget": groups.ForgetConfig}
+UNLEARN = {**ON_ORIGINAL, "method": MethodConfig, "mask": SaliencyMaskConfig, "evaluation": EvaluationConfig, **TAIL}
+STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
+    "train": ("main_train.py", {**BASE, "cfg": trainer.TrainConfig, "record": RecordConfig, **TAIL}),
+    "mask": ("generate_mask.py", {**ON_ORIGINAL, "cfg": SaliencyConfig, **TAIL}),
+    "forget": ("main_forget.py", UNLEARN),
+    "random": ("main_random.py", UNLEARN),
+    "rum": ("main_rum.py", {**ON_ORIGINAL, "plan": PlanConfig, "method": MethodConfig, "evaluation": EvaluationConfig, **TAIL}),
+    "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
+    "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
+    "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
+}
+# group of settings whose one flag chooses an entry of a registry -> that flag, and the registry
+CHOOSERS: dict[str, tuple[str, Registry[Any]]] = {"method": ("unlearn", unlearn.METHODS), "choice": ("score", SCORES)}
+
+
+def allowed(stage: str) -> list[str]:
+    """The methods or scores that a stage takes."""
+    if stage == "memorization":
+        return SCORES.names()
+    named = {name: unlearn.METHODS[name] for name in unlearn.METHODS.names()}
+    fits = {"random": lambda method: method.random_labels, "rum": lambda method: not method.fresh}
+    return [name for name, method in named.items() if fits.get(stage, lambda method: True)(method)]
+
+
+def listing(stage: str) -> str:
+    """The methods or scores of a stage, for --list."""
+    if stage == "memorization":
+        return "\n".join(f"{name}: {SCORES[name].summary}\n  [{SCORES[name].source}]" for name in SCORES.names())
+    return unlearn.method_list(allowed(stage))
+
+
+def entry_of(stage: str, group: str, name: str) -> Any:
+    """The registry's entry, refused where the stage does not take it."""
+    found = CHOOSERS[group][1][name]
+    if name not in allowed(stage):
+        raise BadInput(f"{STAGES[stage][0]} takes {', '.join(allowed(stage))}; run main_forget.py --unlearn {name}")
+    return found

@@ -1,0 +1,275 @@
+"""Plans of RUM: which method forgets which group, in which order.
+
+A plan is a line such as ``low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)``, or one of the published forms by name.
+Source: Zhao et al., NeurIPS 2024, arXiv:2406.01257, section 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset import Data
+from groups import LEVELS, ForgetConfig, refine
+from unlearn.registry import METHODS, Method
+from utils import BadInput, Config, hp
+
+NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5,density=0.5)"}
+SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig(Config):
+    """Refine the forget set, then unlearn group by group."""
+
+    # runs are told apart by the steps themselves, however they were asked for
+    plan: str | None = hp(None, "steps in their order, such as 'low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)'",
+                          digest=False)
+    plan_name: str | None = hp(None, "rumf: --unlearn METHOD on each group (the default with --unlearn); rum: the published "
+                               f"choice, {NAMED['rum']}; vanilla: --unlearn METHOD once on the whole set",
+                               choices=("rumf", "rum", "vanilla"), digest=False)
+    order: tuple[str, ...] = hp(LEVELS, "order of the groups of rumf and rum", choices=LEVELS, digest=False)
+    shuffle: bool = hp(False, "random groups of the same sizes, the same for all methods (the control)", digest=False)
+    budget: str = hp("equal", "vanilla trains as many epochs as the groups together (equal), or as one of them (single)",
+                     choices=("equal", "single"), digest=False)
+    density: float | None = hp(None, "share of the weights that may change in every step: a saliency mask of the step's own "
+                               "group on the step's own model (RL: 0.5 without the flag)", above=0, high=1, digest=False)
+    mask_mode: str = hp("strict", "strict: masked weights stay bit-identical; published: only their gradient is masked",
+                        choices=("strict", "published"))
+    rum_retain: str = hp("staged", "what a step retains. staged: all but the groups forgotten so far, itself included; whole: "
+                         "never any of the forget set; published: as the released code fixes it by the group's name",
+                         choices=("staged", "whole", "published"))
+    requests: str | None = hp(None, "file (.json: list of lists of training indices) of deletion requests, forgotten one after "
+                              "another by the plan", digest=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One method on one group (``all``: the whole forget set), with a saliency mask where ``density`` is given."""
+
+    group: str
+    method: Method
+    cfg: Config
+    density: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"group": self.group, "method": self.method.name, "cfg": dataclasses.asdict(self.cfg), "density": self.density}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Steps under the name that tables show."""
+
+    name: str
+    steps: tuple[Step, ...]
+    cfg: PlanConfig
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name, "steps": [step.facts() for step in self.steps], "shuffle": self.cfg.shuffle}
+
+
+def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: str) -> Plan:
+    """The plan that the settings ask for.
+
+    Args:
+        method, own: of ``--unlearn`` and its flags; None where no method was named.
+        protocol: whose values the steps of a written plan have where it gives none.
+
+    Raises:
+        BadInput: no plan or two, a plan that names an unknown group, method or setting, that repeats or omits a group.
+    """
+    named = cfg.plan_name or ("rumf" if method is not None and cfg.plan is None else None)
+    if (named is None) == (cfg.plan is None):
+        raise BadInput("say what to do with the groups: --unlearn METHOD (the same on each), --plan_name rum, or --plan "
+                       "'low:raw mid:FT high:RL'" if cfg.plan is None else "--plan is a whole plan; leave --plan_name away")
+    if (method is not None) != (named in ("rumf", "vanilla")):
+        raise BadInput(f"--plan_name {named} needs --unlearn METHOD" if method is None else
+                       "--unlearn names one method for all groups; the plan names its own, leave --unlearn away")
+    if named is None:
+        steps = parse(cfg.plan, protocol, cfg.density)
+        _cover(cfg.plan, [step.group for step in steps])
+        return Plan("plan " + cfg.plan, steps, cfg)
+    if named == "rum":
+        by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
+        return Plan(_told("RUM", cfg), tuple(by_group[group] for group in _order(cfg)), cfg)
+    density = cfg.density or (SALUN_DENSITY if method.name == "RL" else None)
+    _check_density(method, density)
+    if named == "vanilla":
+        if cfg.shuffle:
+            raise BadInput("--shuffle is about groups, and the vanilla plan has none; leave one of the two away")
+        return Plan(f"vanilla {method.name}", (Step("all", method, _budget(own, cfg), density),), cfg)
+    return Plan(_told(f"RUM^F {method.name}", cfg), tuple(Step(group, method, own, density) for group in _order(cfg)), cfg)
+
+
+def _order(cfg: PlanConfig) -> tuple[str, ...]:
+    if sorted(cfg.order) != sorted(LEVELS):
+        raise BadInput(f"--order {','.join(cfg.order)}: name low, mid and high once each")
+    return cfg.order
+
+
+def _told(name: str, cfg: PlanConfig) -> str:
+    name = name.replace("RUM^F", "shuffle").replace("RUM", "shuffle RUM") if cfg.shuffle else name
+    return name + ("" if cfg.order == LEVELS else f" ({', '.join(cfg.order)})")
+
+
+def _budget(own: Config, cfg: PlanConfig) -> Config:
+    """As many epochs as three groups get, so that a plan is not better by its longer training alone."""
+    if cfg.budget == "single" or not hasattr(own, "unlearn_epochs"):
+        return own
+    return dataclasses.replace(own, unlearn_epochs=3 * own.unlearn_epochs)
+
+
+STEP = re.compile(r"\s*(\w+):(\w+)(?:\(([^()]*)\))?(?=\s|$)")
+
+
+def parse(text: str, protocol: str = "rum", density: float | None = None) -> tuple[Step, ...]:
+    """``group:METHOD(name=value,...)`` one or more times; ``density=D`` in the brackets asks for a saliency mask."""
+    steps, at = [], 0
+    while text[at:].strip():
+        found = STEP.match(text, at)
+        if found is None:
+            raise BadInput(f"--plan: cannot read {text[at:].strip()!r}; write group:METHOD or group:METHOD(name=value,...)")
+        steps.append(_step(found[1], METHODS[found[2]], found[3] or "", protocol, density))
+        at = found.end()
+    return tuple(steps)
+
+
+def _step(group: str, method: Method, text: str, protocol: str, density: float | None) -> Step:
+    if method.fresh:
+        raise BadInput(f"--plan: {method.name} starts from new weights and would undo the steps before it; name another method")
+    hints, values = typing.get_type_hints(method.config), dict(method.per_protocol.get(protocol, {}))
+    density = density or (SALUN_DENSITY if method.name == "RL" else None)
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in word.partition("="))
+        if not equals:
+            raise BadInput(f"--plan: {word!r} in {group}:{method.name} is no name=value")
+        if name == "density":
+            density = _typed(float, name, value)
+        elif name in hints:
+            values[name] = _typed(hints[name], name, value)
+        else:
+            own = ", ".join(field.name for field in dataclasses.fields(method.config)) or "none"
+            raise BadInput(f"--plan: {method.name} has no setting {name!r}; it has {own}, and density")
+    if density is not None and not 0 < density <= 1:
+        raise BadInput(f"--plan: density must lie in (0, 1]; got {density:g}")
+    if "density" in text:
+        _check_density(method, density)
+    return Step(group, method, method.config(**values), density if method.masked else None)
+
+
+def _check_density(method: Method, density: float | None) -> None:
+    if density is not None and not method.masked:
+        raise BadInput(f"{method.name} takes no saliency mask; leave the density away")
+
+
+def _typed(hint: Any, name: str, text: str) -> Any:
+    """A setting's value from a plan's text: whole numbers, numbers, words, true or false, numbers joined by /."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    try:
+        if typing.get_origin(hint) is tuple:
+            return tuple(typing.get_args(hint)[0](part) for part in text.split("/"))
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return hint(text)
+    except (ValueError, KeyError):
+        raise BadInput(f"--plan: {name}={text} is not of the right kind") from None
+
+
+def _cover(text: str, groups: list[str]) -> None:
+    """Every group once: low, mid and high, or all."""
+    known = ["all"] if "all" in groups else list(LEVELS)
+    for group in groups:
+        if group not in (*LEVELS, "all"):
+            raise BadInput(f"--plan: unknown group {group!r}; the groups are low, mid and high (or all)")
+        if groups.count(group) > 1:
+            raise BadInput(f"--plan names the group {group} twice: {text}")
+    left = [group for group in known if group not in groups]
+    extra = [group for group in groups if group not in known]
+    if left or extra:
+        raise BadInput(f"--plan must name every group once; {', '.join(left + extra)} "
+                       f"{'is missing' if left else 'cannot stand beside all'} in {text!r}; group:raw leaves a group alone")
+
+
+# --------------------------------------------------------------------------------------------- groups and retain sets
+
+
+def grouped(plan: Plan, data: Data) -> dict[str, np.ndarray]:
+    """The plan's groups of the forget set: name -> int64, ascending, disjoint and together all of it."""
+    forget = data.splits.forget
+    if plan.steps[0].group == "all":
+        return {"all": forget}
+    if plan.cfg.shuffle:
+        # a stream of the split's own, so that the partition is the same for all methods and seeds
+        random = np.random.default_rng([int(data.splits.split_key, 16), 0x73687566])
+        return refine(random.permutation(len(forget)).astype(np.float64), forget)
+    found = data.splits.groups
+    if set(found) != set(LEVELS):
+        raise BadInput("say by what to refine the forget set: --mem mix (by memorization, or by --mem_proxy NAME), or "
+                       "--mem_proxy NAME or --scores FILE beside the flags that choose the set; --shuffle needs neither")
+    return found
+
+
+def retained(train: np.ndarray, parts: list[np.ndarray], number: int, how: str, polarity: int = 1,
+             levels: tuple[str, ...] = LEVELS) -> np.ndarray:
+    """What step ``number`` (from 0) retains of the training examples: int64, ascending.
+
+    ``staged``: groups still to come stay in retain, those forgotten so far, this one included, are out. ``whole``: no group
+    is ever in retain. ``published``: what the released scripts fix by a group's name, whatever the order of the steps: all
+    but the groups up to and including its own, counted from low, or from high for proxies that fall with memorization (so
+    that, run low to high, these train on groups they have forgotten).
+
+    Args:
+        parts: the groups in the order of the steps; ``levels``: their names.
+    """
+    gone = parts if how == "whole" else parts[: number + 1]
+    if how == "published" and len(parts) > 1:
+        ranks = [LEVELS.index(level) * polarity for level in levels]
+        gone = [part for part, rank in zip(parts, ranks, strict=True) if rank <= ranks[number]]
+    return np.setdiff1d(train, np.concatenate(gone))
+
+
+def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
+    """The flags that choose the forget set; None where ``--requests`` does."""
+    if cfg.requests is None:
+        return forget
+    chosen = [f"--{name}" for name in ("num_indexes_to_replace", "forget_fraction", "forget_index", "mem", "group_index")
+              if getattr(forget, name) is not None] + ["--class_to_replace"] * (forget.class_to_replace != (-1,))
+    if chosen:
+        raise BadInput(f"--requests names what to forget; leave {', '.join(chosen)} away")
+    return None
+
+
+def read_requests(path: Path, train: np.ndarray) -> Iterator[np.ndarray]:
+    """The deletion requests of a file, each int64 ascending; disjoint, all of them of ``train`` (else BadInput)."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read --requests {path}: {error}; it is a .json list of lists of training indices") from None
+    if not isinstance(content, list) or not content or not all(isinstance(r, list) and r for r in content):
+        raise BadInput(f"--requests {path}: need a list of one or more lists of training indices")
+    seen = np.empty(0, np.int64)
+    for number, request in enumerate(content, 1):
+        if not all(isinstance(i, int) for i in request):
+            raise BadInput(f"--requests {path}: request {number} holds other things than whole numbers")
+        index = np.unique(np.asarray(request, np.int64))
+        again, outside = np.intersect1d(index, seen), np.setdiff1d(index, train)
+        if len(index) < len(request) or len(again):
+            raise BadInput(f"--requests {path}: request {number} names examples twice, or that an earlier one names")
+        if len(outside):
+            raise BadInput(f"--requests {path}: {len(outside)} examples of request {number} are no training examples")
+        seen = np.union1d(seen, index)
+        yield index
+
+
+def purpose_of(request: int, step: int) -> str:
+    """The random streams of a step; the first one's are those of a method run by itself, so that a plan of one is that."""
+    return "unlearn" if (request, step) == (0, 0) else f"unlearn/{request}.{step}"

@@ -1,0 +1,160 @@
+"""Follow a plan: groups forgotten one after another, each step on the model of the step before, each with its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from dataset import Data
+from groups import POLARITY, Chosen, ForgetConfig, given
+from models import ModelConfig
+from pruner.mask import both, largest
+from trainer import predict
+from unlearn.plan import Plan, Step, grouped, purpose_of, read_requests, retained
+from unlearn.saliency import saliency
+from utils import Config, Mask, Run, RunConfig, Runtime, say
+
+
+@dataclasses.dataclass
+class Request:
+    """A deletion request.
+
+    data: its forget set is all that is to be forgotten by the end of this request; parts: its own examples by the groups of
+    the steps, int64; done: int64, what earlier requests forgot, and no step retains.
+    """
+
+    number: int
+    data: Data
+    parts: dict[str, np.ndarray]
+    done: np.ndarray
+
+    def facts(self) -> dict[str, Any]:
+        """Hashes that tell the same forget set in other groups, or after other requests, apart."""
+        hashes = {name: hashlib.sha256(index.tobytes()).hexdigest()[:12] for name, index in self.parts.items()}
+        return {"number": self.number, "parts": hashes, "earlier": hashlib.sha256(self.done.tobytes()).hexdigest()[:12]}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What splits.npz holds: the index sets, and ``part_<group>`` as the steps took them."""
+        return self.data.splits.arrays() | {f"part_{name}": index for name, index in self.parts.items()}
+
+
+def requests(plan: Plan, data: Data, forget: ForgetConfig) -> Iterator[Request]:
+    """The one request of the forget set, or those of ``--requests`` in their order, each cut into the plan's groups."""
+    done = np.empty(0, np.int64)
+    if plan.cfg.requests is None:
+        yield Request(0, data, grouped(plan, data), done)
+        return
+    for number, index in enumerate(read_requests(Path(plan.cfg.requests), data.splits.train)):
+        own = data.forgetting(given(forget, data.candidates, index))
+        union = np.union1d(done, index)
+        whole = data.forgetting(Chosen(union, own.splits.groups, own.splits.scores))
+        yield Request(number, whole, grouped(plan, own), done)
+        done = union
+
+
+@dataclasses.dataclass
+class Chain:
+    """The model on its way through the steps of one request after another.
+
+    file: of the model as it stands, read when it is needed; facts: what tells this chain from others, the original first;
+    each step's run is found by it. seconds, rows: of the request at work.
+    """
+
+    file: Path
+    where: RunConfig
+    config: ModelConfig
+    settings: dict[str, Config]
+    facts: dict[str, Any]
+    label: str
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _held: tuple[nn.Module, Mask | None] | None = None
+
+    def model(self, data: Data, rt: Runtime) -> tuple[nn.Module, Mask | None]:
+        """The model as it stands, and the mask of its pruned weights."""
+        if self._held is None:
+            self._held = models.load(self.file, self.config, data, rt)
+        return self._held
+
+    def _goes_on_from(self, run: Run) -> None:
+        self.file, self._held = run.folder / "model.pt", None
+
+    def close(self, plan: Plan, request: Request, run: Run) -> None:
+        """The request's run is finished: the next one goes on from the model that it left."""
+        self._goes_on_from(run)
+        self.told = self.told + self._tell(plan, request)
+
+    @staticmethod
+    def _tell(plan: Plan, request: Request) -> list[dict[str, Any]]:
+        return [{**request.facts(), **step.facts(), "retain": plan.cfg.rum_retain} for step in plan.steps]
+
+    def follow(self, plan: Plan, request: Request, rt: Runtime) -> None:
+        """Take every step of the plan; a step that has a finished record is read from it."""
+        self.rows, self.seconds = [], {}
+        for number, step in enumerate(plan.steps):
+            told = self.told + self._tell(plan, request)[: number + 1]
+            facts = {**self.facts, "steps": told, "mask_mode": plan.cfg.mask_mode}
+            label = f"{self.label}-{number + 1}-{step.group}-{step.method.name}"
+            with Run(self.where, "step", label, self.settings, **facts) as run:
+                if run.done:
+                    self._goes_on_from(run)
+                else:
+                    self._take(plan, request, number, rt, run)
+            row = {"run": str(run.folder), **step.facts(), **{k: run.values[k] for k in ("retain_size", "before", "after")}}
+            say(f"step {number + 1} of {len(plan.steps)}, {step.group}: {step.method.name}  {_line(row)}")
+            self.rows.append(row)
+            spent = run.values.get("seconds") or run.seconds
+            self.seconds = {name: self.seconds.get(name, 0.0) + spent.get(name, 0.0) for name in ("mask", "unlearn")}
+
+    def _take(self, plan: Plan, request: Request, number: int, rt: Runtime, run: Run) -> None:
+        step, named = plan.steps[number], request.data.splits.scores.get("name")
+        data = at_step(plan, request, number, POLARITY.get(named, 1) or 1)
+        model, pruned = self.model(data, rt)
+        before = accuracies(model, data, request.parts, rt)
+        mask = self._mask(model, pruned, step, data, rt, run)
+        with run.timed(rt, "unlearn"):
+            purpose = purpose_of(request.number, number)
+            step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
+        models.save(run, model, pruned)
+        run.result(before=before, after=accuracies(model, data, request.parts, rt), forget_size=len(data.splits.forget),
+                   retain_size=len(data.splits.retain), **rt.facts())
+
+    @staticmethod
+    def _mask(model: nn.Module, pruned: Mask | None, step: Step, data: Data, rt: Runtime, run: Run) -> Mask | None:
+        """The step's own saliency mask: of its group, on the model as it is now."""
+        if step.density is None:
+            return None
+        with run.timed(rt, "mask"):
+            scores = saliency(model, data.loader("forget", batch_size=data.batch_size))
+            return largest(scores, (step.density,), pruned)[step.density]
+
+
+def at_step(plan: Plan, request: Request, number: int, polarity: int) -> Data:
+    """The data as a step sees them: its group to forget, and what it retains."""
+    parts = [request.parts[step.group] for step in plan.steps]
+    levels = tuple(step.group for step in plan.steps)
+    left = np.setdiff1d(request.data.splits.train, request.done)
+    retain = retained(left, parts, number, plan.cfg.rum_retain, polarity, levels)
+    splits = request.data.splits
+    splits = dataclasses.replace(splits, train=np.union1d(retain, parts[number]), retain=retain, forget=parts[number])
+    return dataclasses.replace(request.data, splits=splits)
+
+
+def accuracies(model: nn.Module, data: Data, parts: dict[str, np.ndarray], rt: Runtime) -> dict[str, float]:
+    """Accuracy in percent on every group, by one pass over all of them."""
+    logits, labels = predict(model, data.subset(np.concatenate(list(parts.values()))), rt)
+    right = (logits.argmax(1) == labels).cpu().split([len(index) for index in parts.values()])
+    return {name: 100 * float(torch.mean(part.double())) for name, part in zip(parts, right, strict=True)}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {row['before'][name]:.1f} -> {row['after'][name]:.1f} %" for name in row["before"])
