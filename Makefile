@@ -2,10 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench lint tables clean
+.PHONY: demo demo-sparse test bench lint tables clean
 
 demo: $(VENV)/.ready
 	$(RUN) scripts/demo.py
+
+demo-sparse: $(VENV)/.ready
+	$(RUN) scripts/demo_sparse.py
 
 test: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,6 @@ from typing import Any
 
 import dataset
 import groups as grouping
-import models
 import stages
 import unlearn
 from stages import CHOOSERS, FREE, PROTOCOLS, STAGES
@@ -77,6 +76,8 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
         words = [args.data.dataset, args.model.arch, *([chosen.name] if chosen else []), f"s{args.rt.seed}"]
         args.label = "-".join(words)
         args.identity = {"parent": parent.facts()} if parent else {}
+    if "plant" in groups:
+        args.training = stages.planting(values, args.protocol.protocol)
     if "mask" in groups:
         args.mask.check(chosen, typed)
     return args
@@ -204,16 +205,16 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     values = {group: {n: typed[n] for n in names[group] if n in typed} for group in groups}
     if "data" not in groups:
         return values, None
-    parent = models.find_original(typed, narrow_of(values)) if "parent" in groups else None
+    parent = stages.find_parent(stage, typed, narrow_of(values)) if "parent" in groups else None
     if parent is not None and parent.record:
         _inherit(parent, values, names, typed)
-    protocol = values["protocol"].get("protocol", "rum")
-    if "epochs" in names.get("cfg", ()):
-        for name in ("epochs", "schedule"):
-            values["cfg"].setdefault(name, PROTOCOLS[protocol][name])
+    protocol = values["protocol"].setdefault("protocol", stages.PROTOCOL_OF.get(stage, "rum"))
+    for group in {"cfg", "plant"} & groups.keys():
+        for name in {"epochs", "schedule"} & set(names[group]) if "epochs" in names[group] else ():
+            values[group].setdefault(name, PROTOCOLS[protocol][name])
     if "unlearn" in typed:
         method = unlearn.METHODS[typed["unlearn"]]
-        cfg = parent.training or {}
+        cfg = dataclasses.asdict(stages.planting(values, protocol)) if "plant" in groups else parent.training or {}
         given = {ours: cfg[theirs] for ours, theirs in method.inherits.items() if theirs in cfg}
         for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
             values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
@@ -255,7 +256,7 @@ def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
     """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
-    for group in ("protocol", "data", "model", "parent"):
+    for group in ("protocol", "data", "model", "parent", *(["plant"] if "plant" in names else [])):
         for name in names[group]:
             theirs = parent.setting(name)
             mine = typed.get(name, theirs)

@@ -6,6 +6,7 @@ operation each. Normalisation is the model's first layer, so batches are in [0, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -67,6 +68,12 @@ class Images:
         dy, dx = torch.randint(2 * self.pad + 1, (2, len(index)), **draw)
         mirrored = torch.randint(len(windows), (len(index),), **draw)
         return windows[mirrored, index, dy, dx].permute(0, 3, 1, 2) / 255
+
+    def replaced(self, x: Tensor, y: Tensor) -> Images:
+        """The same with other pixels and labels (of the same shapes), which stay where they are."""
+        other = copy.copy(self)
+        other.x, other.y, other._windows = x, y, None
+        return other
 
     def windows(self) -> Tensor:
         """Every crop, mirrored or not, as a view [1 or 2, N, 2 pad + 1, 2 pad + 1, H, W, C]: a crop is then one gather.

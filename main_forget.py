@@ -7,6 +7,7 @@ python main_forget.py --list
 import arg_parser
 import dataset
 import models
+import prune
 from evaluation import accuracy
 from pruner.mask import both
 from unlearn.saliency import find_mask
@@ -27,11 +28,15 @@ def forget(args):
             run.values["metrics"] = accuracy.refresh(run, args.evaluation)
         else:
             accuracy.check(data, args.evaluation)
-            if method.fresh:
-                model = models.new(args.model, data, rt, method.name, pruned)
             run.seconds["mask"] = mask_seconds
-            with run.timed(rt, "unlearn"):
-                method.apply(model, data, args.cfg, rt, run, both(pruned, salient), args.mask.mask_mode)
+            if args.mask.own_pruning:
+                model, pruned = prune.again(args, data, rt, run)
+            else:
+                if method.fresh:
+                    model = models.new(args.model, data, rt, method.name, pruned)
+                with run.timed(rt, "unlearn"):
+                    mask = both(pruned, salient)
+                    pruned = both(pruned, method.apply(model, data, args.cfg, rt, run, mask, args.mask.mask_mode))
             accuracy.evaluate(model, data, rt, run, args.evaluation)
             models.save(run, model, pruned)
             run.save_arrays("splits.npz", **data.splits.arrays())

@@ -10,10 +10,12 @@ import groups
 import models
 import trainer
 import unlearn
+from attack.backdoor import PlantConfig, TrojanConfig, find
 from evaluation.accuracy import EvaluationConfig
 from evaluation.report import AnalysisConfig
 from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
+from pruner.plan import PruneConfig, SynFlowConfig
 from unlearn.plan import PlanConfig
 from unlearn.saliency import SaliencyConfig
 from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp
@@ -33,12 +35,16 @@ NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the
                          "aug": "saliency is measured on the images as they are",
                          "no_aug": "saliency is measured on the images as they are",
                          "compile": "a saliency mask is one pass over the forget set"},
-                "rum": {"sequential": "a plan always goes on from the model of the step before"}}
+                "rum": {"sequential": "a plan always goes on from the model of the step before"},
+                "synflow": {"prune_type": "SynFlow prunes before training, so there is nothing to rewind to",
+                            "rewind_epoch": "SynFlow prunes before training, so there is nothing to rewind to",
+                            "pruning_times": "SynFlow's one training follows its rounds (--synflow_rounds)"}}
 FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's
 PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
     "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
     "sparse": {"epochs": 182, "schedule": "step", "aug": True},
 }
+PROTOCOL_OF = {"imp": "sparse", "synflow": "sparse", "backdoor": "sparse"}  # elsewhere rum, or the original's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class ParentConfig(Config):
     checkpoint: str | None = hp(None, "model.pt, run folder, or a folder of run folders where one matches", digest=False)
     lr: float | None = hp(None, "narrow the search to originals trained at this rate", above=0, digest=False)
     epochs: int | None = hp(None, "narrow the search to originals trained for so many epochs", low=1, digest=False)
+    sparsity: float | None = hp(None, "narrow the search to originals pruned to this share; 0: main_imp.py's dense ones", low=0,
+                                below=1, digest=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,16 +96,29 @@ ON_ORIGINAL = {**BASE, "parent": ParentConfig, "forget": groups.ForgetConfig}
 UNLEARN = {**ON_ORIGINAL, "method": MethodConfig, "mask": SaliencyMaskConfig, "evaluation": EvaluationConfig, **TAIL}
 STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "train": ("main_train.py", {**BASE, "cfg": trainer.TrainConfig, "record": RecordConfig, **TAIL}),
+    "imp": ("main_imp.py", {**BASE, "cfg": trainer.TrainConfig, "prune": PruneConfig, **TAIL}),
+    "synflow": ("main_synflow.py", {**BASE, "cfg": trainer.TrainConfig, "prune": SynFlowConfig, **TAIL}),
     "mask": ("generate_mask.py", {**ON_ORIGINAL, "cfg": SaliencyConfig, **TAIL}),
     "forget": ("main_forget.py", UNLEARN),
     "random": ("main_random.py", UNLEARN),
     "rum": ("main_rum.py", {**ON_ORIGINAL, "plan": PlanConfig, "method": MethodConfig, "evaluation": EvaluationConfig, **TAIL}),
+    "backdoor": ("main_backdoor.py", {**BASE, "parent": TrojanConfig, "plant": PlantConfig, "method": MethodConfig, **TAIL}),
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
     "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
     "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
 }
 # group of settings whose one flag chooses an entry of a registry -> that flag, and the registry
 CHOOSERS: dict[str, tuple[str, Registry[Any]]] = {"method": ("unlearn", unlearn.METHODS), "choice": ("score", SCORES)}
+
+
+def find_parent(stage: str, typed: dict[str, Any], narrow: dict[str, Any]) -> models.Original | None:
+    """The model that a stage starts from; None where main_backdoor.py is to train it first."""
+    return find(typed.get("checkpoint")) if stage == "backdoor" else models.find_original(typed, narrow)
+
+
+def planting(values: dict[str, dict[str, Any]], protocol: str) -> trainer.TrainConfig:
+    """The training of the poisoned model."""
+    return PlantConfig(**values["plant"]).training(PROTOCOLS[protocol]["schedule"])
 
 
 def allowed(stage: str) -> list[str]:

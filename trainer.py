@@ -77,11 +77,17 @@ class Sgd:
         self.params = list(model.parameters())
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.strict = mask_mode == "strict"
-        self.masks = None
+        self.masks: list[Tensor] | None = None
         if mask is not None:
-            self.masks = [mask[n].to(p) if n in mask else torch.ones_like(p) for n, p in model.named_parameters()]
+            self.hold(mask)
         if rt.cfg.compile != "off":
             model.compile(mode=rt.cfg.compile)
+
+    def hold(self, mask: Mask) -> None:
+        """From here on weights with False stay as they are too; what momentum they had is gone."""
+        more = [mask[n].to(p) if n in mask else torch.ones_like(p) for n, p in self.model.named_parameters()]
+        self.masks = more if self.masks is None else list(torch._foreach_mul(self.masks, more))
+        torch._foreach_mul_(self.buffers, more)
 
     def rate(self, progress: float) -> float:
         """The learning rate ``progress`` (0 to 1) through the epoch ``at``; warm-up and linear move within an epoch."""
@@ -92,9 +98,8 @@ class Sgd:
             return self.lr * 0.5 * (1 + math.cos(math.pi * (self.at - warm) / max(1, self.epochs - warm)))
         if cfg.schedule == "linear":
             return self.lr * (1 - (self.at - warm + progress) / (self.epochs - warm))
-        if cfg.schedule == "step":
-            return self.lr * cfg.lr_gamma ** sum(self.at >= milestone for milestone in cfg.decreasing_lr)
-        return self.lr
+        passed = sum(self.at >= milestone for milestone in cfg.decreasing_lr) if cfg.schedule == "step" else 0
+        return self.lr * cfg.lr_gamma**passed
 
     def epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], steps: int = 0) -> float:
         """One pass: a step on ``loss(model, batch)`` per batch; the mean loss of the steps.
@@ -164,16 +169,14 @@ def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, An
         keep: tensors and numbers of the caller's own that belong to the state; updated in place on resuming.
     """
     keep = {} if keep is None else keep
-    state = run.load_state() if run is not None else None
-    first = 0
+    state, first = run.load_state() if run is not None else None, 0
     if state is not None:
         opt.restore(state["opt"])
         rt.restore_streams(state["streams"])
         keep.update(state["keep"])
         first = state["epoch"]
     saved = time.perf_counter()
-    label = run.label if run is not None else ""
-    hidden = None if rt.cfg.progress else True  # None: hidden where nobody watches, as in a log file
+    hidden, label = None if rt.cfg.progress else True, "" if run is None else run.label  # None: hidden where nobody watches
     for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=hidden, leave=False):
         opt.at = epoch
         yield epoch
@@ -239,10 +242,7 @@ def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tens
     """
     assert loader.shuffle is None, "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)
-    logits: list[Tensor] = []
-    for batch in loader:
-        logits.append(net(batch.x).float())
-    return torch.cat(logits), loader.labels.to(rt.device)
+    return torch.cat([net(batch.x).float() for batch in loader]), loader.labels.to(rt.device)
 
 
 def forever(loader: Loader) -> Iterator[Batch]:

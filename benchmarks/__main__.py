@@ -1,6 +1,8 @@
-"""Measure loader, training step, evaluation and attack against the plain way, interleaved, medians of rounds.
+"""Measure loader, training step, evaluation, attack and the second-order methods against the plain way, interleaved.
 
-python -m benchmarks                     all four
+Medians of rounds.
+
+python -m benchmarks                     all
 python -m benchmarks attack --rows 10000 --rounds 1
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 import models
-from benchmarks import plain
+from benchmarks import plain, second_order
 from dataset import Data, Images, Splits
 from evaluation import mia, svc
 from evaluation.accuracy import EvaluationConfig, summarise
@@ -172,7 +174,8 @@ def bench_attack(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[
     return [(f"RBF-SVC attack, five features, {args.rows} + {args.rows} rows", found)]
 
 
-BENCHES = {"loader": bench_loader, "step": bench_step, "evaluation": bench_evaluation, "attack": bench_attack}
+BENCHES = {"loader": bench_loader, "step": bench_step, "evaluation": bench_evaluation, "attack": bench_attack,
+           **second_order.benches(interleaved, make_data, make_model)}
 
 
 def main() -> None:

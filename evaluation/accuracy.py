@@ -34,6 +34,8 @@ METRICS = {
     "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
+    "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or weights or outputs that are not "
+                  "finite: the model is broken, which is no forgetting; its ToW stands in the tables in brackets"),
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),
@@ -66,12 +68,21 @@ def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: Evaluatio
                 logits, labels = predict(model, data.loader(part), rt)
                 arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
                            f"{part}_logits": logits.cpu().numpy()}
-        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.endswith("logits")):
-            raise BadInput("the model's outputs are not finite any more: lower the learning rate or the method's weights")
         metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
+        if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+            metrics["collapsed"] = "weights are not finite"
     run.save_arrays("outputs.npz", **arrays)
-    run.result(metrics=metrics, evaluation=dataclasses.asdict(cfg), whole_classes=data.splits.whole_classes)
+    run.result(metrics=metrics, collapsed=metrics["collapsed"] is not None, evaluation=dataclasses.asdict(cfg),
+               whole_classes=data.splits.whole_classes)
     return metrics
+
+
+def collapse(retain: float, classes: int, finite: bool = True) -> str | None:
+    """Why a model of so many classes is no classifier any more, from its retain accuracy in %; None of one that works."""
+    least = 100 * min(2 / classes, (1 + 1 / classes) / 2)  # at two classes 2/K would be every error
+    if not finite:
+        return "outputs are not finite"
+    return f"retain accuracy {retain:.2f} % is under {least:.4g} %" if retain < least else None
 
 
 def evaluate_original(model: nn.Module, data: Data, rt: Runtime, run: Run) -> dict[str, Any]:
@@ -107,21 +118,33 @@ def load_outputs(folder: Path) -> dict[str, np.ndarray]:
 
 def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,
               seed: int) -> dict[str, Any]:
-    """Every metric of one model that needs no other model, in percent."""
+    """Every metric of one model that needs no other model, in percent; None for those that its outputs do not allow.
+
+    An output row that is not finite is a wrong answer; there is no attack on such a model.
+    """
     parts = {part: mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
              for part in PARTS if f"{part}_logits" in arrays}
     test_all = parts["test"]
     left = torch.from_numpy(remaining(arrays, whole_classes))
     parts["test"] = mia.Outputs(test_all.logits[left], test_all.labels[left])
-    found: dict[str, Any] = {part: 100 * tow.accuracy(o.logits, o.labels) for part, o in parts.items()}
-    found["test_all"] = 100 * tow.accuracy(test_all.logits, test_all.labels)
+    found: dict[str, Any] = {part: of(o.logits, o.labels) for part, o in parts.items()}
+    found["test_all"] = of(test_all.logits, test_all.labels)
+    found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"]}
+    finite = all(bool(torch.isfinite(o.logits).all()) for o in (*parts.values(), test_all))
+    found["collapsed"] = collapse(found["retain"], test_all.logits.shape[1], finite)
+    if not finite:
+        return found | {"MIA": None, "privacy": None, "mia": {name: {} for name in ("forget", "privacy", "auc")}}
     draw = np.random.default_rng([seed, 0x6D6961])  # the same members for every method of a seed
     attack = mia.membership(parts["retain"], parts["test"], parts["forget"], rule=cfg.mia, mode=cfg.mia_mode, generator=draw)
     percent = {name: {k: 100 * v for k, v in attack[name].items()} for name in ("forget", "privacy", "auc")}
-    found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"],
-              "MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
+    found |= {"MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
               "mia": percent | {name: attack[name] for name in ("members", "solver") if name in attack}}
     return found
+
+
+def of(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Accuracy in %, of logits float [N, K] and labels int64 [N]; a row that is not finite is a wrong answer."""
+    return 100 * tow.accuracy(logits.nan_to_num(), torch.where(torch.isfinite(logits).all(1), labels, -1))
 
 
 def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) -> np.ndarray:
@@ -132,4 +155,5 @@ def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) ->
 def line(metrics: Mapping[str, Any]) -> str:
     """One line for the screen."""
     names = ("train", "forget", "retain", "val", "test", "UA", "RA", "TA", "MIA")
-    return "  ".join(f"{name} {metrics[name]:.2f}" for name in names if name in metrics) + "  (%)"
+    told = "  ".join(f"{name} {metrics[name]:.2f}" for name in names if metrics.get(name) is not None) + "  (%)"
+    return told + (f"  collapsed: {metrics['collapsed']}" if metrics.get("collapsed") else "")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision
-BLUE, ORANGE, GREEN, GREY, RED = "#0072B2", "#E69F00", "#009E73", "#888888", "#D55E00"
+BLUE, ORANGE, GREEN, GREY, RED, LIGHT = "#0072B2", "#E69F00", "#009E73", "#888888", "#D55E00", "#DDDDDD"
 SHADES = {"forget": ORANGE, "retain": BLUE, "test": GREEN}
 
 
@@ -33,8 +33,9 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **more
     return figure, figure.subplots(rows, columns, **more)
 
 
-def _methods(table: list[Row]) -> list[Row]:
-    return [row for row in table if row.method != FLOOR]
+def _methods(table: list[Row], name: str = "ToW") -> list[Row]:
+    """The rows that have the number, without the floor."""
+    return [row for row in table if row.method != FLOOR and name in row.numbers]
 
 
 def _half(row: Row, name: str) -> float:
@@ -48,14 +49,14 @@ def _low(row: Row, name: str) -> float:
 
 
 def bars(table: list[Row], name: str, title: str) -> Figure:
-    """A bar a method, best at the top, with its interval; the retrain-vs-retrain floor as a line."""
-    shown = sorted((r for r in _methods(table) if r.pairs[0].method != "retrain"), key=lambda r: r.numbers[name][0])
-    shown = shown or _methods(table)
+    """A bar a method, best at the top, collapsed ones below all; with its interval, and the floor of retrains as a line."""
+    others = [row for row in _methods(table, name) if row.pairs[0].method != "retrain"]
+    shown = sorted(others, key=lambda row: (not row.collapsed, row.numbers[name][0])) or _methods(table, name)
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
     values = [row.numbers[name][0] for row in shown]
-    colours = [GREY if row.pairs[0].method == "raw" else BLUE for row in shown]
+    colours = [LIGHT if row.collapsed else GREY if row.pairs[0].method == "raw" else BLUE for row in shown]
     axes.barh(range(len(shown)), values, xerr=[_half(r, name) for r in shown], color=colours, ecolor="black", capsize=3)
-    axes.set_yticks(range(len(shown)), [f"{row.method}  (n={len(row.pairs)})" for row in shown])
+    axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
     floor = next((r.numbers[name][0] for r in table if r.method == FLOOR), None)
     if floor is not None:
         axes.axvline(floor, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor:.3f}")
@@ -82,7 +83,7 @@ def accuracies(table: list[Row]) -> Figure:
         for row in shown:
             if row.pairs[0].method == "retrain":
                 axes.axhline(row.numbers[part][0], color=colour, linestyle="--", linewidth=1)
-    axes.set_xticks(range(len(shown)), [row.method for row in shown], rotation=30, ha="right")
+    axes.set_xticks(range(len(shown)), [row.told for row in shown], rotation=30, ha="right")
     lowest = min(_low(row, part) for row in shown for part in SHADES)
     axes.set_ylim(max(0.0, lowest - 5), 101)
     axes.set_ylabel("accuracy in %; dashed: retrain's")
@@ -108,13 +109,14 @@ def histograms(table: list[Row], bins: int = 20) -> Figure:
         own, ref = load_outputs(row.pairs[0].run.folder), load_outputs(row.pairs[0].retrain.folder)
         for outputs, part, colour, label in ((own, "test", GREEN, "test"), (own, "forget", ORANGE, "forget"),
                                              (ref, "forget", "black", "forget, retrain")):
-            values = confidences(outputs[f"{part}_logits"], outputs[f"{part}_labels"])
+            rows = np.isfinite(outputs[f"{part}_logits"]).all(1)  # a collapsed model may have none
             if part == "test":
-                values = values[remaining(outputs, row.pairs[0].run.record["whole_classes"])]
-            panel.hist(values, bins, range=(0, 1), weights=np.full(len(values), 1 / len(values)), histtype="step",
+                rows &= remaining(outputs, row.pairs[0].run.record["whole_classes"])
+            values = confidences(outputs[f"{part}_logits"][rows], outputs[f"{part}_labels"][rows])
+            panel.hist(values, bins, range=(0, 1), weights=np.full(len(values), 1 / max(1, len(values))), histtype="step",
                        color=colour, label=label, linewidth=1.6, linestyle="--" if colour == "black" else "-")
         panel.set_yscale("log")
-        panel.set_title(f"{row.method}, seed {row.pairs[0].seed}", fontsize=9)
+        panel.set_title(f"{row.told}, seed {row.pairs[0].seed}", fontsize=9)
     for panel in panels.flat[len(shown):]:
         panel.set_axis_off()
     panels.flat[0].legend(fontsize=8)
@@ -125,11 +127,11 @@ def histograms(table: list[Row], bins: int = 20) -> Figure:
 
 def efficacy(table: list[Row]) -> Figure:
     """MIA efficacy (confidence attack) of every method beside retrain's: nearer to its line is better, not higher."""
-    shown = _methods(table)
+    shown = _methods(table, "MIA")
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
     axes.barh(range(len(shown)), [r.numbers["MIA"][0] for r in shown], xerr=[_half(r, "MIA") for r in shown], color=BLUE,
               capsize=3)
-    axes.set_yticks(range(len(shown)), [f"{row.method}  (n={len(row.pairs)})" for row in shown])
+    axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
     for row in shown:
         if row.pairs[0].method == "retrain":
             axes.axvline(row.numbers["MIA"][0], color=RED, linestyle="--", label="retrain: the target")
@@ -142,7 +144,7 @@ def efficacy(table: list[Row]) -> Figure:
 
 def cost(table: list[Row], name: str) -> Figure:
     """Seconds of the method, mask included, against ToW: upper left is better."""
-    shown = [row for row in _methods(table) if row.numbers["seconds"][0] > 0 and row.pairs[0].method != "raw"]
+    shown = [row for row in _methods(table, name) if row.numbers["seconds"][0] > 0 and row.pairs[0].method != "raw"]
     shown.sort(key=lambda row: row.numbers[name][0])
     figure, axes = _figure(9, 5)
     for place, row in enumerate(shown):
@@ -150,7 +152,7 @@ def cost(table: list[Row], name: str) -> Figure:
         colour = RED if row.pairs[0].method == "retrain" else BLUE
         axes.errorbar(x, y, xerr=_half(row, "seconds"), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
         # names stand in a column beside the axes, in the order of the points: near points would hide each other's
-        axes.annotate(row.method, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,
+        axes.annotate(row.told, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,
                       va="center", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)})
     axes.set_xscale("log")

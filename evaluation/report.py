@@ -130,24 +130,27 @@ def retrain_command(run: Saved, save_dir: str) -> str:
 
 
 def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {"mia" if name == "MIA" else name: metrics[name] / 100 for name in ("forget", "retain", "test", "MIA")}
+    names = ("forget", "retain", "test", "MIA")
+    return {"mia" if name == "MIA" else name: metrics[name] / 100 for name in names if metrics[name] is not None}
 
 
 def measures(pair: Pair) -> dict[str, float]:
     """Every number of one run: its own metrics, its distance to retrain, its cost."""
     own, ref = pair.metrics, pair.reference
     numbers = {name: own[name] for name in ("forget", "retain", "val", "test", "UA", "RA", "TA", "MIA", "privacy")
-               if name in own}
+               if own.get(name) is not None}
     numbers |= {f"MIA_{feature}": value for feature, value in own["mia"]["forget"].items()}
     numbers |= {f"AUC_{feature}": value for feature, value in own["mia"]["auc"].items()}
     numbers["ToW"] = tow.tow(_shares(own), _shares(ref))
-    numbers["ToW-MIA"] = tow.tow_mia(_shares(own), _shares(ref))
-    numbers["Avg. gap"] = tow.average_gap(own, ref)
+    if own["MIA"] is not None and ref["MIA"] is not None:
+        numbers["ToW-MIA"] = tow.tow_mia(_shares(own), _shares(ref))
+        numbers["Avg. gap"] = tow.average_gap(own, ref)
     ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
     counted = {"forget": slice(None), "test": remaining(ours, pair.run.record["whole_classes"])}
     for part, rows in counted.items():
         a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
-        numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
+        if torch.isfinite(a).all() and torch.isfinite(b).all():
+            numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
     spent = pair.run.record["seconds"]
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
     return numbers
@@ -161,6 +164,17 @@ class Row:
     method: str
     pairs: list[Pair]
     numbers: dict[str, tuple[float, float | None, int]]
+
+    @property
+    def collapsed(self) -> int:
+        """How many of its runs are broken models."""
+        return sum(bool(pair.run.record.get("collapsed")) for pair in self.pairs) if self.method != FLOOR else 0
+
+    @property
+    def told(self) -> str:
+        """The method, and that its low forget accuracy is no forgetting where a run collapsed."""
+        every = "collapsed" if self.collapsed == len(self.pairs) else f"{self.collapsed} of {len(self.pairs)} collapsed"
+        return f"{self.method} [{every}]" if self.collapsed else self.method
 
     @property
     def seeds(self) -> list[int]:
@@ -194,7 +208,8 @@ def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
     if len(retrained) > 1:
         shares = [_shares(pair.metrics) for pair in retrained]
         numbers = {name: tow.t_interval(tow.noise_floor(shares, distance), level)
-                   for name, distance in (("ToW", tow.tow), ("ToW-MIA", tow.tow_mia))}
+                   for name, distance in (("ToW", tow.tow), ("ToW-MIA", tow.tow_mia))
+                   if name == "ToW" or all("mia" in share for share in shares)}
         # pairs of models are not independent: the mean stands, an interval over them would be too narrow
         yield Row(setting, FLOOR, retrained, {k: (mean, None, n) for k, (mean, _, n) in numbers.items()})
 
@@ -247,6 +262,11 @@ def cell(number: tuple[float, float | None, int] | None, digits: int = 2) -> str
     return f"{mean:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
 
 
+def _marked(row: Row, name: str) -> str:
+    text = cell(row.numbers.get(name), 3 if name.startswith("ToW") else 2)
+    return f"({text})" if row.collapsed and name.startswith("ToW") and name in row.numbers else text
+
+
 def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
     lines = []
     for setting in dict.fromkeys(row.setting for row in table):
@@ -255,8 +275,8 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
         body = [["method", "n", *present]]
         for row in part:
             n = max(n for _, _, n in row.numbers.values())
-            body.append([row.method, f"{n} pair{'s'[: n - 1]}" if row.method == FLOOR else f"{n}",
-                         *(cell(row.numbers.get(c), 3 if c.startswith("ToW") else 2) for c in present)])
+            body.append([row.told, f"{n} pair{'s'[: n - 1]}" if row.method == FLOOR else f"{n}",
+                         *(_marked(row, c) for c in present)])
         widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
         text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
         text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -266,11 +286,15 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
 
 def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     """What a reader of this table must know to not misread it."""
+    notes = []
+    if any(row.collapsed for row in part):
+        notes += ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
+                  "forgetting, and its ToW, in brackets, is not to be ranked.", ""]
     aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
     if {"MIA", "Avg. gap"} & set(columns) and aucs and max(aucs) < WEAK:
-        return [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",
-                "its threshold is arbitrary: MIA, and ToW-MIA and Avg. gap with it, are mostly noise.", ""]
-    return []
+        notes += [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",
+                  "its threshold is arbitrary: MIA, and ToW-MIA and Avg. gap with it, are mostly noise.", ""]
+    return notes
 
 
 def write_csv(path: Path, table: list[Row]) -> None:
@@ -278,12 +302,13 @@ def write_csv(path: Path, table: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in table for name in row.numbers))
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["setting", "method", "n", "seeds", *(x for name in names for x in (name, f"{name}_ci")), "runs"])
+    numbers = [x for name in names for x in (name, f"{name}_ci")]
+    writer.writerow(["setting", "method", "n", "seeds", "collapsed", *numbers, "runs"])
     for row in table:
         numbers = [row.numbers.get(name, (None, None, 0)) for name in names]
         values = [x for mean, half, _ in numbers for x in (mean, half)]
         writer.writerow([row.setting, row.method, max(n for *_, n in row.numbers.values()), " ".join(map(str, row.seeds)),
-                         *values, " ".join(str(pair.run.folder) for pair in row.pairs)])
+                         row.collapsed, *values, " ".join(str(pair.run.folder) for pair in row.pairs)])
     write_atomic(path, lambda file: file.write(out.getvalue().encode()))
 
 

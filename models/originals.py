@@ -7,7 +7,7 @@ from typing import Any
 
 from utils import BadInput, RuntimeConfig, Saved, find_runs, read_record, say, sha256
 
-STAGES = ("train",)  # stages whose runs are models to unlearn
+STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
 
 
 class Original(Saved):
@@ -23,8 +23,14 @@ class Original(Saved):
 
     @property
     def training(self) -> dict[str, Any] | None:
-        """The settings of the training it goes back to, through however many unlearning runs; None of a bare file."""
-        return self.record.get("parent", {}).get("training") or self.record.get("settings", {}).get("cfg")
+        """The settings of the training it goes back to, through however many unlearning runs; None of a bare file.
+
+        A pruned original's also say how it was pruned (``pruning``), which tells it apart from the dense one.
+        """
+        own = self.record.get("settings", {}).get("cfg")
+        if own is not None and self.record.get("pruning"):
+            own = own | {"pruning": self.record["pruning"]}
+        return self.record.get("parent", {}).get("training") or own
 
 
 def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
@@ -63,5 +69,6 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
             raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
                            "name one by --checkpoint")
     told = " ".join(f"--{n}" if v is True else f"--no_{n}" if v is False else f"--{n} {v}" for n, v in narrow.items())
+    main = "main_train.py" if "sparsity" not in narrow else "main_imp.py"
     raise BadInput(f"no finished original under {' or '.join(roots)} matches {told or 'any settings'}; train one "
-                   f"({f'python main_train.py {told}'.strip()}) or name one by --checkpoint")
+                   f"({f'python {main} {told}'.strip()}) or name one by --checkpoint")

@@ -1,1 +1,1 @@
-"""Masks over weights: read, checked, ranked."""
+"""Masks over weights: read, checked, ranked; pruning by magnitude and by SynFlow's scores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ from utils import BadInput, Config, Mask, hp, say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaliencyMaskConfig(Config):
-    """A saliency mask for the method (SalUn)."""
+    """Masks that the method works under: a saliency mask (SalUn), and that of a pruned original."""
 
     path: str | None = hp(None, "mask from generate_mask.py: the .pt file, its run folder, or a folder of run folders "
                           "where one matches", digest=False)
     mask_mode: str = hp("strict", "strict: masked weights stay bit-identical; published: only their gradient is "
                         "masked, so that weight decay shrinks them", choices=("strict", "published"))
+    own_pruning: bool = hp(False, "retrain of a pruned original: train and prune anew on the retain set alone, instead of "
+                           "taking the mask that the forget set helped to find")
 
     def check(self, method: Any, typed: Mapping[str, Any]) -> None:
-        """Refuse a mask that the method does not take, and a mode without a mask."""
+        """Refuse a mask that the method does not take, a mode without a mask, and pruning anew without training anew."""
+        if self.own_pruning and not method.fresh:
+            raise BadInput(f"--own_pruning: {method.name} goes on from the original's weights; it belongs to retrain")
         if self.path is not None and not method.masked:
             raise BadInput(f"--unlearn {method.name} takes no saliency mask; leave --path away"
                            + ("" if method.name != "RL_og" else ", or use RL, which is SalUn with --path"))
@@ -46,27 +50,55 @@ def largest(scores: Mapping[str, Tensor], densities: tuple[float, ...], free: Ma
     Raises:
         BadInput: a score is not finite, or a density leaves no weight.
     """
-    every = torch.cat([s.detach().flatten().cpu() for s in scores.values()]).numpy()
-    left = np.flatnonzero(torch.cat([(free or {}).get(n, torch.ones_like(s, dtype=torch.bool)).flatten().cpu()
-                                     for n, s in scores.items()]).numpy())
-    flat = every[left]
-    if not np.isfinite(flat).all():
-        raise BadInput("the scores of the weights are not all finite, so they have no ranking; the model has diverged")
-    kept = {density: int(density * flat.size) for density in densities}
+    host = {name: s.detach().cpu() for name, s in scores.items()}
+    ours = None if free is None else {name: part.cpu() for name, part in free.items()}
+    left = sum(int(ours[n].sum()) if ours is not None and n in ours else s.numel() for n, s in host.items())
+    kept = {density: int(density * left) for density in densities}
     if not all(kept.values()):
-        raise BadInput(f"--density {min(kept):g} leaves none of the {flat.size} weights free; choose a larger share")
-    ranked = np.partition(flat, sorted({flat.size - k for k in kept.values()}))
-    masks = {}
-    for density, k in kept.items():
-        threshold = ranked[flat.size - k]
-        larger, equal = flat > threshold, np.flatnonzero(flat == threshold)
-        larger[equal[: k - int(larger.sum())]] = True
-        chosen = np.zeros(every.size, bool)
-        chosen[left[larger]] = True
-        parts = torch.from_numpy(chosen).split([s.numel() for s in scores.values()])
-        masks[density] = {name: part.reshape(s.shape).clone()
-                          for (name, s), part in zip(scores.items(), parts, strict=True)}
+        raise BadInput(f"--density {min(kept):g} leaves none of the {left} weights free; choose a larger share")
+    return dict(zip(densities, top(host, tuple(kept.values()), ours), strict=True))
+
+
+def top(scores: Mapping[str, Tensor], counts: Sequence[int], free: Mask | None = None) -> list[Mask]:
+    """For each count the mask of exactly so many largest scores over all tensors together, on the scores' device.
+
+    Equal scores are taken in the order of the tensors. One partition of what is free serves all counts; nothing is sorted.
+
+    Args:
+        scores: parameter name -> float tensor.
+        counts: at least 1 and at most as many as are free.
+        free: no other score is chosen; a tensor without an entry is free as a whole.
+
+    Raises:
+        BadInput: a score is not finite.
+    """
+    flat, left = torch.cat([s.detach().flatten() for s in scores.values()]), None
+    if free is not None:
+        parts = [free[n] if n in free else torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()]
+        left = torch.cat([part.flatten() for part in parts])
+        flat = flat[left]
+    if not torch.isfinite(flat).all():
+        raise BadInput("the scores of the weights are not all finite, so they have no ranking; the model has diverged")
+    masks = []
+    for k, threshold in zip(counts, _thresholds(flat, counts), strict=True):
+        chosen, equal = flat > threshold, (flat == threshold).nonzero().flatten()
+        chosen[equal[: k - int(chosen.sum())]] = True
+        whole = chosen
+        if left is not None:
+            whole = torch.zeros_like(left)
+            whole[left] = chosen
+        parts = whole.split([s.numel() for s in scores.values()])
+        masks.append({name: part.reshape(s.shape).clone() for (name, s), part in zip(scores.items(), parts, strict=True)})
     return masks
+
+
+def _thresholds(flat: Tensor, counts: Sequence[int]) -> list[Any]:
+    """The k-th largest value for each k; on the host numpy's partition takes a third of torch's time."""
+    places = [flat.numel() - k for k in counts]
+    if flat.is_cuda and not torch.are_deterministic_algorithms_enabled():  # which refuse kthvalue
+        return [torch.kthvalue(flat, place + 1).values for place in places]
+    ranked = np.partition(flat.cpu().numpy(), sorted(set(places)))
+    return [ranked[place].item() for place in places]
 
 
 def as_mask(content: Any, model: nn.Module, path: Path) -> Mask:
@@ -93,4 +125,5 @@ def both(a: Mask | None, b: Mask | None) -> Mask | None:
     """What may change under two masks at once; a mask without an entry leaves that parameter free."""
     if a is None or b is None:
         return a if b is None else b
-    return {name: a[name] & b[name] if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}}
+    return {name: a[name] & b[name].to(a[name].device) if name in a and name in b else a.get(name, b.get(name))
+            for name in {**a, **b}}

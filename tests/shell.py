@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,22 @@ from sklearn.datasets import load_digits
 import analysis
 import analysis_mia
 import generate_mask
+import main_backdoor
 import main_forget
+import main_imp
 import main_memorization
 import main_random
 import main_rum
+import main_synflow
 import main_train
 from unlearn import METHODS
 from utils import Saved, find_runs
 
-STAGES = {"main_train.py": main_train, "generate_mask.py": generate_mask, "main_forget.py": main_forget,
-          "main_random.py": main_random, "main_rum.py": main_rum, "main_memorization.py": main_memorization, "analysis.py": analysis, "analysis_mia.py": analysis_mia}
+STAGES = {"main_train.py": main_train, "main_imp.py": main_imp, "main_synflow.py": main_synflow,
+          "generate_mask.py": generate_mask, "main_forget.py": main_forget,
+          "main_random.py": main_random, "main_rum.py": main_rum, "main_backdoor.py": main_backdoor,
+          "main_memorization.py": main_memorization,
+          "analysis.py": analysis, "analysis_mia.py": analysis_mia}
 QUIET = ["--device", "cpu", "--no_progress"]
 THREE = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0-2", "--batch_size", "64"]
 FORGET = ["--num_indexes_to_replace", "20"]
@@ -43,7 +50,8 @@ def train(save_dir: Path, seed: int = 1, *words: Any) -> Saved:
 
 def forget(original: Saved, save_dir: Path, method: str, *words: Any) -> None:
     """One epoch of a method (or of retraining) from an original."""
-    epochs = [] if method == "raw" or "--unlearn_epochs" in words else ["--unlearn_epochs", 1]
+    trained = "unlearn_epochs" in {field.name for field in dataclasses.fields(METHODS[method].config)}
+    epochs = ["--unlearn_epochs", 1] if trained and "--unlearn_epochs" not in words else []
     call("main_forget.py", "--checkpoint", original.folder, "--unlearn", method, *epochs, *words, save_dir=save_dir)
 
 

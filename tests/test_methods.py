@@ -65,7 +65,7 @@ def test_method_declares_itself(name: str) -> None:
         method.config(**values)
     assert set(method.inherits) <= set(fields)
     assert set(method.inherits.values()) <= {field.name for field in dataclasses.fields(trainer.TrainConfig)}
-    assert issubclass(method.config, ScheduleConfig) or name == "raw"
+    assert issubclass(method.config, ScheduleConfig) == (name in TRAINED)
 
 
 @pytest.mark.parametrize("name", ALL)

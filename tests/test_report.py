@@ -57,6 +57,7 @@ def pretend(library: Path, root: Path, method: str, seed: int, name: str = "", *
     record["forget_size"] = SIZES["forget"]
     record["seconds"] = changed.pop("seconds", {"mask": 0.25, "unlearn": 1.0 + seed, "evaluate": 99.0})
     record["metrics"] = accuracy.summarise(arrays, (), EvaluationConfig(), seed)
+    record["collapsed"] = False  # some of the toy runs of one epoch are
     for flag, value in changed.items():
         next(group for group in record["settings"].values() if flag in group)[flag] = value
     (folder / "record.json").write_text(json.dumps(record))

@@ -1,7 +1,7 @@
 """The methods: one function, one settings class and one ``@register`` each; ``METHODS`` holds them by name."""
 
-from unlearn import finetune, gradient, distill, label  # isort: skip  (the order of --list and of the tables)
+from unlearn import finetune, gradient, distill, label, influence, fisher, dampening  # isort: skip  (the order of --list and of the tables)
 from unlearn.registry import METHODS, Method, SgdConfig, Task, method_list, method_rows, register
 
-__all__ = ["METHODS", "Method", "SgdConfig", "Task", "distill", "finetune", "gradient", "label", "method_list", "method_rows",
-           "register"]
+__all__ = ["METHODS", "Method", "SgdConfig", "Task", "dampening", "distill", "finetune", "fisher", "gradient", "influence",
+           "label", "method_list", "method_rows", "register"]

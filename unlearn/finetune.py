@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from dataset import Batch
+from pruner import magnitude
+from pruner.mask import both, top
 from trainer import SCHEDULES, cross_entropy, l1_norm
 from unlearn.registry import SgdConfig, Task, register
-from utils import hp
+from utils import Mask, hp
 
 
 @register("raw", uses="", source="no-op baseline", masked=False)
@@ -86,6 +89,49 @@ def l1_sparse(task: Task, cfg: L1Config) -> None:
     weights = [m.weight.detach() for m in task.model.modules() if isinstance(m, nn.Conv2d)]
     small = sum(int((w.abs() < 1e-4).sum()) for w in weights)
     task.log(share_of_conv_weights_below_1e_4=small / max(1, sum(w.numel() for w in weights)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlternatingConfig(SgdConfig):
+    """Fine-tuning and pruning in turns."""
+
+    rate: float = hp(0.95, "share of the convolutions' weights that is gone in the end, of those that may change", above=0,
+                     below=1)
+
+
+@register("FT_prune_bi", config=AlternatingConfig, uses="retain",
+          source="prune and unlearn in turns, after Jia et al., NeurIPS 2023, arXiv:2304.04934",
+          departs="prunes before the epochs 0, 2, 4, ..., so that --rate is reached for every number of epochs (the published "
+                  "test misses a prune where it is odd, and the call ends in a TypeError in the later code); the checkpoint "
+                  "holds the mask, and pruned weights stay exactly 0")
+def alternate(task: Task, cfg: AlternatingConfig) -> None:
+    """Fine-tune on the retain set, and before every other epoch prune the convolutions' smallest weights."""
+    opt, free = task.sgd(cfg), task.mask
+    weights, keep = magnitude.prunable(task.model), {}
+    prunes = (cfg.unlearn_epochs + 1) // 2  # as many as the published exponent, (E - 1) // 2 + 1, counts
+    for epoch in task.epochs(cfg, opt, keep):
+        if epoch % 2 == 0:
+            keep["mask"] = _smallest_off(task, weights, (1 - cfg.rate) ** ((epoch // 2 + 1) / prunes), free, keep.get("mask"))
+        task.prune(keep["mask"])
+        opt.hold(task.pruned)
+        task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))
+
+
+def _smallest_off(task: Task, weights: dict[str, Tensor], share: float, free: Mask | None, before: Mask | None) -> Mask:
+    """The mask, True = stays, of a share of the free weights at first: the largest of those that are still there.
+
+    What ``free`` holds cannot be pruned here: it is pruned already, or must not change.
+    """
+    held = {name: torch.zeros_like(w, dtype=torch.bool) if free is None or name not in free else ~free[name]
+            for name, w in weights.items()}
+    count = round(share * sum(int((~part).sum()) for part in held.values()))
+    if not count:
+        task.refuse("--rate leaves no weight of the convolutions; prune less")
+    still = both({name: ~part for name, part in held.items()}, before)
+    mask = {name: part | held[name] for name, part in top(magnitude.magnitudes(weights), (count,), still)[0].items()}
+    if lost := magnitude.gone(mask):
+        task.refuse(f"--rate leaves no weight in {', '.join(lost)}; prune less")
+    return mask
 
 
 def _descend(task: Task, cfg: SgdConfig, l1: Callable[[int], float]) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dataset import Data, Loader
+from pruner.magnitude import apply_mask
+from pruner.mask import both
 from trainer import ScheduleConfig, Sgd, predict, resumable
 from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp
 
@@ -65,16 +69,20 @@ class Method:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     def apply(self, model: nn.Module, data: Data, cfg: Config, rt: Runtime, run: Run | None = None,
-              mask: Mask | None = None, mask_mode: str = "strict", purpose: str = "") -> None:
+              mask: Mask | None = None, mask_mode: str = "strict", purpose: str = "") -> Mask | None:
         """Unlearn ``data``'s forget set from ``model``, in place.
 
         Args:
             mask: parameter name -> bool, False stays bit-identical; a pruned model's own mask comes in here too.
             purpose: names the random streams of a step of a plan; without it, methods of one seed share theirs, so that
                 they differ by what they do, and retrain has its own.
+
+        Returns:
+            The mask of the weights that the method itself pruned, for the checkpoint; None from all that prune nothing.
         """
-        purpose = purpose or ("retrain" if self.fresh else "unlearn")
-        self.function(Task(self, model, data, rt, run, mask, mask_mode, purpose), cfg)
+        task = Task(self, model, data, rt, run, mask, mask_mode, purpose or ("retrain" if self.fresh else "unlearn"))
+        self.function(task, cfg)
+        return task.pruned
 
 
 METHODS: Registry[Method] = Registry("unlearning method")
@@ -101,6 +109,8 @@ class Task:
     def __init__(self, method: Method, model: nn.Module, data: Data, rt: Runtime, run: Run | None,
                  mask: Mask | None, mask_mode: str, purpose: str = "unlearn") -> None:
         self.model, self.num_classes, self.mask, self._purpose = model, data.num_classes, mask, purpose
+        self.batch_size = data.batch_size
+        self.pruned: Mask | None = None
         self._method, self._data, self._rt, self._run, self._mask_mode = method, data, rt, run, mask_mode
 
     def _check(self, part: str) -> None:
@@ -143,6 +153,42 @@ class Task:
     def val(self) -> Loader:
         return self._part("val")
 
+    def in_order(self, *parts: str, batch_size: int | None = None) -> Loader:
+        """The examples of declared parts together, in the data set's order and without augmentation; no stream moves."""
+        for part in parts:
+            self._check(part)
+        index = np.sort(np.concatenate([self._data.index(part) for part in parts]))
+        loader = self._data.subset(index)
+        return Loader(loader.images, loader.index, loader.labels, batch_size or loader.batch_size)
+
+    @property
+    def whole_classes(self) -> list[int]:
+        """Classes that retain has no example of, but the forget set has; empty where random examples are forgotten.
+
+        From the index sets, since a step of a plan forgets a part of what its request does.
+        """
+        self._check("retain")
+        y = self._data.images.y.cpu().numpy()
+        return np.setdiff1d(y[self._data.index("forget")], y[self._data.index("retain")]).tolist()
+
+    @torch.no_grad()
+    def replace(self, values: dict[str, Tensor]) -> None:
+        """Give every parameter its new value, by name, but where the mask holds it: there it stays bit-identical."""
+        for name, p in self.model.named_parameters():
+            new = values[name].to(p)
+            free = None if self.mask is None else self.mask.get(name)
+            p.copy_(new if free is None else torch.where(free.to(p.device), new, p))
+
+    def prune(self, mask: Mask) -> None:
+        """Set the weights with False to 0; they stay out of the checkpoint's structure from here on."""
+        places = dict(self.model.named_parameters())
+        self.pruned = both(self.pruned, {name: part.to(places[name].device) for name, part in mask.items()})
+        apply_mask(self.model, self.pruned)
+
+    def shown(self, items: Iterable[Any], about: str) -> Iterable[Any]:
+        """The same items (of a known number) under a progress bar, where somebody watches."""
+        return tqdm(items, about, disable=None if self._rt.cfg.progress else True, leave=False)
+
     def sgd(self, cfg: SgdConfig) -> Sgd:
         return Sgd(self.model, cfg, lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, rt=self._rt,
                    mask=self.mask, mask_mode=self._mask_mode)
@@ -153,6 +199,12 @@ class Task:
 
     def log(self, **row: Any) -> None:
         if self._run is not None:
+            self._run.log(**row)
+
+    def log_whole(self, **row: Any) -> None:
+        """All that a method without epochs has to log; what a killed run of the same wrote before goes."""
+        if self._run is not None:
+            self._run.load_state()
             self._run.log(**row)
 
     def frozen_copy(self) -> nn.Module:

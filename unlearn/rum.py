@@ -123,7 +123,9 @@ class Chain:
         mask = self._mask(model, pruned, step, data, rt, run)
         with run.timed(rt, "unlearn"):
             purpose = purpose_of(request.number, number)
-            step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
+            made = step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
+            pruned = both(pruned, made)
+        self._held = model, pruned
         models.save(run, model, pruned)
         run.result(before=before, after=accuracies(model, data, request.parts, rt), forget_size=len(data.splits.forget),
                    retain_size=len(data.splits.retain), **rt.facts())

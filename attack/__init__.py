@@ -1,0 +1,1 @@
+"""Attacks on models before and after unlearning: planted triggers."""

@@ -1,0 +1,99 @@
+"""SynFlow: pruning at initialisation without data.
+
+Tanaka, Kunin, Yamins and Ganguli, NeurIPS 2020, arXiv:2006.05467, algorithm 1: score |theta * dR/dtheta|, R the sum of
+the outputs for one image of ones, in a network of absolute values, over rounds of an exponential schedule.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from models.resnet import Projection
+from pruner.magnitude import prunable
+from pruner.mask import top
+from utils import BadInput, Mask
+
+Shape = tuple[int, int, int]  # colours, height and width of an image
+
+
+def shortcuts(model: nn.Module) -> list[str]:
+    """Names of the 1x1 convolutions on shortcuts (option B), which SynFlow tends to prune wholly."""
+    return [f"{place}.{name}.weight" for place, module in model.named_modules() if isinstance(module, Projection)
+            for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+
+
+def absolute(model: nn.Module) -> nn.Module:
+    """A copy in eval mode and float64 of which every parameter and buffer is its absolute value, as published.
+
+    Float64 holds the products over all layers that overflow in float32 from some fifty layers on. The model itself is not
+    touched, so there are no signs to restore.
+    """
+    net = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for value in (*net.parameters(), *net.buffers()):
+            value.abs_()
+    return net
+
+
+def scores(net: nn.Module, shape: Shape) -> dict[str, Tensor]:
+    """|theta * dR/dtheta| of every convolution of a network of absolute values: float64 of the weight's shape.
+
+    Raises:
+        BadInput: not finite even in float64.
+    """
+    weights = prunable(net)
+    first = next(iter(weights.values()))
+    total = net(torch.ones(1, *shape, dtype=first.dtype, device=first.device)).sum()
+    if not torch.isfinite(total):
+        raise BadInput("SynFlow's scores overflow even in float64: the network is too deep or its weights too large")
+    gradients = torch.autograd.grad(total, list(weights.values()))
+    with torch.no_grad():
+        return {name: gradient.mul_(weight).abs_()
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
+
+
+def budget(model: nn.Module, share: float, spared: list[str]) -> int:
+    """How many convolution weights stay, the spared ones among them.
+
+    Raises:
+        BadInput: nothing or everything stays, or the spared ones alone are as many.
+    """
+    sizes = {name: weight.numel() for name, weight in prunable(model).items()}
+    total, kept = sum(sizes.values()), round(share * sum(sizes.values()))
+    fixed = sum(sizes[name] for name in spared)
+    if not 0 < kept < total:
+        raise BadInput(f"{100 * (1 - share):g} % sparsity leaves {kept} of the {total} convolution weights; choose a "
+                       "--rate or --sparsity between")
+    if fixed and kept <= fixed:
+        raise BadInput(f"--keep_shortcuts: the {fixed} weights on shortcuts are more than the {kept} that stay at "
+                       f"{100 * (1 - share):g} % sparsity; leave the flag away or prune less")
+    return kept
+
+
+def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: list[str]) -> Mask:
+    """The mask of ``share`` of the convolution weights after ``rounds`` rounds; the model is not changed.
+
+    After round i, ``share ** (i / rounds)`` of the weights stay, to the weight.
+
+    Args:
+        shape: of an image, (colours, height, width).
+        spared: names of convolutions that are never pruned; they count in the share.
+    """
+    budget(model, share, spared)
+    net = absolute(model)
+    weights = prunable(net)
+    fixed = sum(weights[name].numel() for name in spared)
+    total = sum(weight.numel() for weight in weights.values())
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    open_to = [name for name in weights if name not in spared]
+    for number in range(1, rounds + 1):
+        left = round(total * share ** (number / rounds)) - fixed
+        found = scores(net, shape)
+        mask |= top({name: found[name] for name in open_to}, (left,), {name: mask[name] for name in open_to})[0]
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.masked_fill_(~mask[name], 0.0)
+    return mask

@@ -1,0 +1,148 @@
+"""Influence unlearning: three solvers against an explicit inverse in float64, the published recursion to the letter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import equal, make_data, snapshot, tiny_net
+from test_second_order import ExactNet, rows_of
+from torch.nn import functional as F
+
+from dataset import Data
+from unlearn import METHODS, Task, persample
+from unlearn.influence import SOLVERS, fisher_product, published_recursion
+from utils import BadInput, Runtime
+
+METHOD = METHODS["wfisher"]
+
+
+@pytest.fixture
+def problem(rt: Runtime) -> tuple[Task, Any, torch.Tensor, torch.Tensor]:
+    """A model of 131 parameters in float64, 42 examples, their gradients, and a right side; new in each run's seed."""
+    data, model = make_data(rt, batch_size=8), ExactNet()
+    samples = data.subset(data.index("retain"))
+    v = torch.randn(131, dtype=torch.float64, generator=torch.Generator().manual_seed(12))
+    return Task(METHOD, model, data, rt, None, None, "strict"), samples, rows_of(model, samples), v
+
+
+def loss_of(model: torch.nn.Module, data: Data, part: str) -> float:
+    loader = data.loader(part)
+    with torch.no_grad():
+        return float(F.cross_entropy(torch.cat([model.eval()(batch.x) for batch in loader]), loader.labels))
+
+
+@pytest.mark.parametrize(("solver", "damping"), [("woodbury", 1.0), ("woodbury", 0.01), ("cg", 1.0), ("cg", 0.01),
+                                                 ("lissa", 1.0)])
+def test_solvers_against_an_explicit_inverse(solver: str, damping: float, problem: tuple) -> None:
+    """(damping I + G^T G / n)^-1 v within 1e-8 of its length; at damping 0.01 the inverse changes directions at will."""
+    task, samples, rows, v = problem
+    assert rows.shape == (42, 131)
+    matrix = damping * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
+    expected = torch.linalg.inv(matrix) @ v
+    scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])  # above half of the largest is enough
+    found = SOLVERS[solver](task, samples, v, METHOD.config(damping=damping, solver_tolerance=1e-10, lissa_scale=scale))
+    assert float((found - expected).norm() / expected.norm()) < 1e-8
+    assert float((expected - v / damping).norm() / expected.norm()) > 0.05  # the Fisher matrix matters
+
+
+def test_lissa_is_its_series(problem: tuple) -> None:
+    """By an explicit recursion of as many steps as the tolerance takes."""
+    task, samples, rows, v = problem
+    matrix = 0.3 * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
+    scale, x, steps = 2 * float(torch.linalg.eigvalsh(matrix)[-1]), v.clone(), 0
+    while float((v - matrix @ x / scale).norm()) > 0.01 * float(v.norm()):
+        x, steps = v + x - matrix @ x / scale, steps + 1
+    found = SOLVERS["lissa"](task, samples, v, METHOD.config(damping=0.3, lissa_scale=scale, solver_tolerance=0.01))
+    torch.testing.assert_close(found, x / scale, rtol=1e-9, atol=1e-12)
+    assert steps > 5
+
+
+def test_fisher_product(problem: tuple) -> None:
+    task, samples, rows, v = problem
+    found = fisher_product(task.model, samples, v, 0.7)
+    torch.testing.assert_close(found, 0.7 * v + rows.T @ (rows @ v) / 42, rtol=1e-11, atol=1e-12)
+
+
+def test_small_memory_gives_the_same_solution(problem: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of 12 examples' gradients: blocks are computed again, the solution stays within 1e-10."""
+    task, samples, _, v = problem
+    cfg = METHOD.config(damping=0.1)
+    plenty = SOLVERS["woodbury"](task, samples, v, cfg)
+    monkeypatch.setattr(persample, "_budget", lambda device: 12 * 131 * 8)
+    torch.testing.assert_close(SOLVERS["woodbury"](task, samples, v, cfg), plenty, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [3, 20, 1000])
+def test_published_recursion_to_the_letter(count: int, problem: tuple) -> None:
+    """One example at a time with whole vectors, o starting as the first one's gradient; and it is v + c g_1."""
+    task, samples, rows, v = problem
+    k, o = v.clone(), rows[0].clone()
+    for g in rows[1:]:
+        k = k - (k @ g) / (count + o @ g) * o
+        o = o - (o @ g) / (count + o @ g) * o
+    found = published_recursion(task.model, samples, v, count)
+    torch.testing.assert_close(found, k, rtol=1e-10, atol=1e-12)
+    assert abs(float(F.cosine_similarity(found - v, rows[0], dim=0))) == pytest.approx(1, abs=1e-9)
+
+
+def test_published_mode_takes_the_first_examples(rt: Runtime) -> None:
+    """--fisher_samples + 2 of retain in the data set's order: others may change, these may not."""
+    def step(changed: int) -> dict[str, torch.Tensor]:
+        data, model = make_data(rt), ExactNet()
+        task = Task(METHOD, model, data, rt, None, None, "strict")
+        retain = task.in_order("retain")
+        chosen = persample.piece(retain, 0, 6)
+        of_first = persample.weighted(model, retain)  # any right side, of the unchanged images
+        data.images.x[retain.index[changed]] = 255 - data.images.x[retain.index[changed]]
+        return {"": published_recursion(model, chosen, of_first, 4)}
+
+    same, inside, outside = step(6), step(5), step(7)
+    assert equal(same, outside) and not equal(same, inside)
+
+
+def test_step_is_away_from_the_forget_set_and_stays_with_retain(rt: Runtime) -> None:
+    """A short step raises the forget loss; its size is alpha times the perturbation."""
+    data = make_data(rt)
+    before, moves = loss_of(tiny_net(rt), data, "forget"), []
+    for alpha in (0.5, 1.0):
+        model = tiny_net(rt)
+        start = snapshot(model)
+        METHOD.apply(model, data, METHOD.config(alpha=alpha, damping=0.1), rt)
+        moves.append(torch.cat([(p.detach() - start[name]).flatten() for name, p in model.named_parameters()]))
+        assert loss_of(model, data, "forget") > before + 1e-4
+    torch.testing.assert_close(moves[1], 2 * moves[0], rtol=1e-4, atol=1e-7)
+
+
+def test_samples_are_drawn_without_repetition_from_all_of_retain(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first in order, which a sorted data set would have of one class; more than there are means all."""
+    seen, real = [], persample.gram
+    monkeypatch.setattr(persample, "gram", lambda model, loader: seen.append(loader.index.tolist()) or real(model, loader))
+    data = make_data(rt)
+    for count in (20, 20, 500):
+        METHOD.apply(tiny_net(rt), data, METHOD.config(fisher_samples=count), rt)
+    retain = data.index("retain").tolist()
+    assert seen[0] == seen[1] and len(set(seen[0])) == 20 and set(seen[0]) <= set(retain)
+    assert sorted(seen[0]) != retain[:20] and sorted(seen[2]) == retain
+
+
+@pytest.mark.parametrize(("values", "why"), [
+    (dict(solver="cg", solver_steps=2, solver_tolerance=1e-6, damping=0.01), "cg leaves .* take more"),
+    (dict(solver="lissa", lissa_scale=0.02, damping=1.0), "lissa leaves .* raise --lissa_scale 0.02"),
+    (dict(solver="lissa", solver_steps=3, lissa_scale=100.0), "lissa leaves .* take more --solver_steps")])
+def test_solver_that_does_not_arrive_is_refused(values: dict[str, Any], why: str, rt: Runtime) -> None:
+    model = tiny_net(rt)
+    before = snapshot(model)
+    with pytest.raises(BadInput, match=why) as raised:
+        METHOD.apply(model, make_data(rt), METHOD.config(**values), rt)
+    assert "\n" not in str(raised.value) and equal(snapshot(model), before)
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_model_without_finite_gradients_is_refused(solver: str, rt: Runtime) -> None:
+    model = tiny_net(rt)
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    with pytest.raises(BadInput, match="gradients are not finite"):
+        METHOD.apply(model, make_data(rt), METHOD.config(solver=solver), rt)

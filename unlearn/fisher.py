@@ -1,0 +1,101 @@
+"""Methods that blur what the Fisher information calls free: Fisher forgetting in the two forms in use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.persample import every_label, squared, squared_means
+from unlearn.registry import Task, register
+from utils import Config, hp
+
+GOLATKAR = "Golatkar et al., CVPR 2020, arXiv:1911.04933"
+FLOOR = 1e-8  # added to the Fisher information
+PUBLISHED_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FisherConfig(Config):
+    """Noise by the diagonal of the empirical Fisher matrix."""
+
+    alpha: float = hp(1e-6, "scale of the noise: its variance is alpha / Fisher information, at most 1e-6", low=0)
+    fisher_mode: str = hp("exact", "exact: ten times the noise on the head's weight and bias; published: on tensors whose "
+                          "last dimension is the number of classes, which is the head's bias", choices=("exact", "published"))
+
+
+@register("fisher", config=FisherConfig, uses="retain", source=GOLATKAR,
+          departs="--alpha defaults to 1e-6 (published: 0.2); images in order and without augmentation; the factor of ten "
+                  "reaches the head's weight too (--fisher_mode published: the bias alone)")
+def fisher(task: Task, cfg: FisherConfig) -> None:
+    """Add noise that is larger where the retain set's empirical Fisher information is small."""
+    info = squared(task.model, task.shown(task.in_order("retain"), "Fisher information"))
+    stream, head = task.generator("noise"), head_of(task.model, task.num_classes)
+    new, power = {}, 0.0
+    for name, p in task.model.named_parameters():
+        noise = (cfg.alpha / (info[name] + FLOOR)).sqrt().clamp(max=1e-3) * _normal(p, stream)
+        widened = name in head if cfg.fisher_mode == "exact" else p.shape[-1:] == (task.num_classes,)
+        noise = noise * 10 if widened else noise
+        new[name], power = p.detach() + noise, power + noise.square().sum()
+    task.replace(new)
+    task.log_whole(noise_norm=float(power) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgettingConfig(Config):
+    """Noise by the diagonal of the Fisher matrix."""
+
+    alpha: float = hp(3e-8, "scale of the noise's variance", low=0)
+    fisher_mode: str = hp("exact", "exact: squared gradients of single examples, the head by its place; published: of means "
+                          "over batches of 32, the head by its shape", choices=("exact", "published"))
+
+
+@register("fisher_new", config=ForgettingConfig, uses="retain", source=GOLATKAR,
+          departs="--alpha defaults to 3e-8 (published: 0.2); images in order and without augmentation; the head's rows are "
+                  "reset for whole forgotten classes only, where the published code resets the last class for random "
+                  "examples (in --fisher_mode published too)")
+def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
+    """Draw weights anew around their values, wider where the retain set's Fisher information is small (FF)."""
+    if cfg.fisher_mode == "exact":
+        info = squared(task.model, task.shown(task.in_order("retain"), "Fisher information"), every_label)
+        head = head_of(task.model, task.num_classes)
+    else:
+        batches = task.in_order("retain", batch_size=PUBLISHED_BATCH)
+        info = squared_means(task.model, task.shown(batches, "Fisher information"), every_label)
+        head = {name for name, p in task.model.named_parameters() if p.shape[:1] == (task.num_classes,)}
+    stream, whole, new = task.generator("noise"), task.whole_classes, {}
+    for name, p in task.model.named_parameters():
+        mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole)
+        new[name] = mean + variance.sqrt() * _normal(p, stream)
+    task.replace(new)
+    task.log_whole(whole_classes=whole)
+
+
+def spread(p: Tensor, info: Tensor, alpha: float, head: bool, whole: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance, float64, that the weights of a parameter are drawn with.
+
+    Args:
+        info: Fisher information of each weight; its inverse counts up to 1e3 (the head's up to 1e2).
+        alpha: scale of the variance, which all weights of an output share: the mean of theirs.
+        head: the parameter has a row for each class; those of the ``whole`` forgotten classes start again from 0.
+    """
+    mean, variance = p.double().clone(), alpha * (1 / (info + FLOOR)).clamp(max=1e2 if head else 1e3)
+    if p.ndim > 1:
+        variance = variance.mean(1, keepdim=True).expand_as(p).clone()
+    if head:
+        mean[whole], variance[whole] = 0, 1e-4
+    return mean, variance * 10 if head or p.ndim == 1 else variance
+
+
+def head_of(model: nn.Module, num_classes: int) -> set[str]:
+    """Names of weight and bias of the last layer that has a row for each class."""
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:
+            found = {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
+    return found
+
+
+def _normal(p: Tensor, stream: torch.Generator) -> Tensor:
+    return torch.randn(p.shape, generator=stream, device=stream.device).to(p.device, torch.float64)

@@ -1,0 +1,136 @@
+"""Influence unlearning (IU): a step along the inverse Fisher matrix, by solvers that never form it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from dataset import Loader
+from unlearn import persample
+from unlearn.registry import Task, register
+from utils import Config, hp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfluenceConfig(Config):
+    """Influence unlearning."""
+
+    alpha: float = hp(1.0, "length of the step, in units of the estimated influence", low=0)
+    damping: float = hp(1.0, "added to the Fisher matrix's diagonal", above=0)
+    fisher_samples: int = hp(1000, "retain examples in the Fisher matrix, at most; drawn at random", low=1)
+    solver: str = hp("woodbury", "woodbury: exact, by the examples' Gram matrix; cg: conjugate gradients, stores no gradients; "
+                     "lissa: the series of (1 - F / scale)", choices=("woodbury", "cg", "lissa"))
+    solver_steps: int = hp(1000, "steps of cg and lissa at most, each over all --fisher_samples", low=1)
+    solver_tolerance: float = hp(1e-4, "share of the right side that cg and lissa may leave over", above=0, below=1)
+    lissa_scale: float = hp(100.0, "above half of the damped Fisher matrix's largest eigenvalue, or lissa diverges", above=0)
+    wfisher_mode: str = hp("exact", "exact: the damped inverse; published: the recursion over the first --fisher_samples + 2 "
+                           "retain examples, v plus a multiple of the first one's gradient", choices=("exact", "published"))
+
+
+@register("wfisher", config=InfluenceConfig, uses="retain forget",
+          source="Izzo et al., AISTATS 2021, arXiv:2002.10077; Koh and Liang, ICML 2017, arXiv:1703.04730; Fisher matrix for "
+                 "Hessian: Singh and Alistarh, NeurIPS 2020, arXiv:2004.14340",
+          departs="a true solution with the damped empirical Fisher matrix of examples drawn at random; the published one "
+                  "(--wfisher_mode published) moves along v and one example's gradient. --alpha defaults to 1 (published: "
+                  "0.2); images in order and without augmentation")
+def influence(task: Task, cfg: InfluenceConfig) -> None:
+    """Take one step that estimates the optimum without the forget set, by the inverse Fisher matrix (IU)."""
+    model, retain, forget = task.model, task.in_order("retain"), task.in_order("forget")
+    of_forget, of_retain = (persample.weighted(model, task.shown(part, "gradients")) for part in (forget, retain))
+    total = forget.size + retain.size
+    v = of_forget / total - of_retain * (forget.size / (total * retain.size))
+    if not bool(v.isfinite().all()):
+        task.refuse("the model's gradients are not finite, so there is no influence to take; start from another original")
+    if cfg.wfisher_mode == "published":
+        chosen = persample.piece(retain, 0, cfg.fisher_samples + 2)
+        step = published_recursion(model, chosen, v, cfg.fisher_samples)
+    else:
+        chosen = _drawn(task, retain, cfg.fisher_samples)
+        step = SOLVERS[cfg.solver](task, chosen, v, cfg)
+    moved = persample.split(model, cfg.alpha * step)
+    task.replace({name: p.detach() + moved[name] for name, p in model.named_parameters()})
+    task.log_whole(fisher_samples=chosen.size, step_norm=cfg.alpha * float(step.norm()), gradient_norm=float(v.norm()))
+
+
+def _drawn(task: Task, retain: Loader, count: int) -> Loader:
+    stream = task.generator("fisher")
+    at = torch.randperm(retain.size, generator=stream, device=stream.device)[:count].to(retain.index.device)
+    return Loader(retain.images, retain.index[at], retain.labels[at], retain.batch_size)
+
+
+def woodbury(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tensor:
+    """(damping I + G^T G / n)^-1 v = (v - G^T (n damping I + G G^T)^-1 G v) / damping, float64 [D]."""
+    kernel, along = persample.gram(task.model, samples), persample.along(task.model, samples, [v])
+    share = coefficients(kernel, along, cfg.damping)
+    if share is None:
+        task.refuse(f"the damped Gram matrix is not positive definite: raise --damping {cfg.damping:g}")
+    return (v - persample.weighted(task.model, samples, share)) / cfg.damping
+
+
+def coefficients(kernel: Tensor, along: Tensor, damping: float) -> Tensor | None:
+    """u = (n damping I + G G^T)^-1 G v, float64 [n], from the Gram matrix [n, n], overwritten, and G v [n, 1]; or None."""
+    kernel.diagonal().add_(len(kernel) * damping)
+    factor, failed = torch.linalg.cholesky_ex(kernel)
+    return None if int(failed) else torch.cholesky_solve(along, factor)[:, 0]
+
+
+def conjugate_gradients(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tensor:
+    """Solve (damping I + G^T G / n) x = v by products alone, float64 [D]."""
+    x, left = torch.zeros_like(v), v.clone()
+    toward, before, goal = left.clone(), float(v @ v), cfg.solver_tolerance**2 * float(v @ v)
+    for _ in task.shown(range(cfg.solver_steps), "conjugate gradients"):
+        if before <= goal:
+            break
+        product = fisher_product(task.model, samples, toward, cfg.damping)
+        rate = before / float(toward @ product)
+        x, left = x + rate * toward, left - rate * product
+        now = float(left @ left)
+        toward, before = left + now / before * toward, now
+    if not before <= goal:
+        task.refuse(f"cg leaves {(before / float(v @ v)) ** 0.5:.2g} of the right side after --solver_steps "
+                    f"{cfg.solver_steps}: take more, or raise --damping or --solver_tolerance")
+    return x
+
+
+def lissa(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tensor:
+    """Solve the same by x <- v + (I - F / scale) x, whose limit is scale F^-1 v; float64 [D].
+
+    Agarwal et al., JMLR 2017, arXiv:1602.03943, with all samples in every step, so that it converges.
+    """
+    x, left, goal = v.clone(), v, cfg.solver_tolerance * float(v.norm())
+    for _ in task.shown(range(cfg.solver_steps), "LiSSA"):
+        left = v - fisher_product(task.model, samples, x, cfg.damping) / cfg.lissa_scale
+        if not goal < float(left.norm()) < 1e6 * float(v.norm()):  # done, or diverging, or no number any more
+            break
+        x = x + left
+    if not float(left.norm()) <= goal:
+        task.refuse(f"lissa leaves {float(left.norm()) / float(v.norm()):.2g} of the right side: if it is above 1, raise "
+                    f"--lissa_scale {cfg.lissa_scale:g}; else take more --solver_steps, or raise --damping")
+    return x / cfg.lissa_scale
+
+
+SOLVERS = {"woodbury": woodbury, "cg": conjugate_gradients, "lissa": lissa}
+
+
+def fisher_product(model: nn.Module, samples: Loader, v: Tensor, damping: float) -> Tensor:
+    """(damping I + G^T G / n) v, float64 [D]: one pass for G v, one for G^T of it."""
+    share = persample.along(model, samples, [v])[:, 0] / samples.size
+    return damping * v + persample.weighted(model, samples, share)
+
+
+def published_recursion(model: nn.Module, samples: Loader, v: Tensor, count: int) -> Tensor:
+    """What the published "WoodFisher" returns, float64 [D]: v + c g_1, where g_1 is the first sample's gradient.
+
+    Its o starts as g_1 and is only ever scaled, so that o = s g_1 and k = v + c g_1 throughout, and a sample enters by its
+    products with g_1 and v alone: k <- k - (k.g) / (N + o.g) o and o <- o - (o.g) / (N + o.g) o, with N = ``count``.
+    """
+    first = persample.weighted(model, persample.piece(samples, 0, 1))
+    products = persample.along(model, samples, [first, v]).tolist()
+    s, c = 1.0, 0.0
+    for with_first, with_v in products[1:]:
+        below = count + s * with_first
+        c -= (with_v + c * with_first) / below * s
+        s -= s * with_first / below * s
+    return v + c * first
