@@ -1,6 +1,6 @@
-"""Measure loader, training step, evaluation and attack against the plain way, interleaved, medians of rounds.
+"""Measure loader, training step, evaluation, attack and pool of models against the plain way, interleaved, medians of rounds.
 
-python -m benchmarks                     all four
+python -m benchmarks                     all five
 python -m benchmarks attack --rows 10000 --rounds 1
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import models
-from benchmarks import plain
+from benchmarks import plain, pool
 from dataset import Data, Images, Splits
 from evaluation import mia, svc
 from evaluation.accuracy import EvaluationConfig, summarise
@@ -172,7 +172,8 @@ def bench_attack(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[
     return [(f"RBF-SVC attack, five features, {args.rows} + {args.rows} rows", found)]
 
 
-BENCHES = {"loader": bench_loader, "step": bench_step, "evaluation": bench_evaluation, "attack": bench_attack}
+BENCHES = {"loader": bench_loader, "step": bench_step, "evaluation": bench_evaluation, "attack": bench_attack,
+           "pool": pool.bench}
 
 
 def main() -> None:
@@ -199,6 +200,8 @@ def main() -> None:
         for name, found in BENCHES[what](rt, args):
             numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
             print(f"{name}: {numbers}", flush=True)
+        if what == "pool":  # its processes' memory is not this one's
+            continue
         ours, theirs = (peak_of(what, side, args) for side in ("ours", "plain"))
         print(f"{what}: peak memory of a process {ours:.0f} MiB, plain {theirs:.0f} MiB", flush=True)
 

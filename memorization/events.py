@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch
-from utils import Runtime
+from utils import Runtime, say
 
 MEANS = ("confidence", "max_conf", "entropy", "bi_acc")  # over all presentations
 COLUMNS = (*MEANS, "el2n", "forgetting", "seen", "seen_early")
@@ -119,6 +119,10 @@ class Events:
     def begin(self, epoch: int, epochs: int) -> None:
         for name in ("sums", "correct", "curvature"):  # a resumed run has them from disk
             self.keep[name] = self.keep[name].to(self.rt.device)
+        if bool(len(self.keep["curvature"])) != self.curvature:
+            self.curvature = not self.curvature
+            did = "recorded" if self.curvature else "did not record"
+            say(f"notice: the killed run {did} the loss curvature, so it goes on that way; --force starts anew")
         self.keep["epochs"] = epochs
         self._early = epoch < max(1, epochs // EARLY)
 

@@ -135,8 +135,7 @@ def score_memorization(job: Job, cfg: PoolConfig) -> dict[str, np.ndarray]:
         job.run.seconds["pool"] = seconds
         job.run.result(pool=str(pool.folder), models=counts.models, pool_seconds=seconds)
         if cfg.influence or cfg.influence_whole:
-            with job.run.timed(job.rt, "influence"):
-                _write_influence(job, pool, cfg)
+            _write_influence(job, pool, cfg)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,12 +46,14 @@ def compare(run: Run, args: SimpleNamespace, data: Data) -> dict[str, Any]:
     if known is None or args.entry.polarity == 0:
         return {"figures": drawn}
     rho, count = spearman(arrays[name], known[1])
-    return {"figures": drawn, "spearman": rho, "compared_with": str(known[0]), "compared": count}
+    # a score that is the same for all, as bi_acc on easy data, has no ranks to correlate
+    return {"figures": drawn, "spearman": None if math.isnan(rho) else rho, "compared_with": str(known[0]), "compared": count}
 
 
 def line(run: Run, args: SimpleNamespace, data: Data) -> str:
     """One line for the screen; a finished run is compared anew, since memorization may have become known since."""
     told = compare(run, args, data) if run.done else run.values
     way = {1: "larger = more memorized", -1: "smaller = more memorized", 0: "about groups"}[args.entry.polarity]
-    rho = f"; Spearman with memorization {told['spearman']:+.3f} over {told['compared']} examples" if "spearman" in told else ""
+    rho = told.get("spearman")
+    rho = "" if rho is None else f"; Spearman with memorization {rho:+.3f} over {told['compared']} examples"
     return f"{args.entry.name}: {way}{rho}; scores.npz, {', '.join(told['figures'])}"

@@ -23,7 +23,8 @@ from unlearn import METHODS
 from utils import Saved, find_runs
 
 STAGES = {"main_train.py": main_train, "generate_mask.py": generate_mask, "main_forget.py": main_forget,
-          "main_random.py": main_random, "main_rum.py": main_rum, "main_memorization.py": main_memorization, "analysis.py": analysis, "analysis_mia.py": analysis_mia}
+          "main_random.py": main_random, "main_rum.py": main_rum, "main_memorization.py": main_memorization,
+          "analysis.py": analysis, "analysis_mia.py": analysis_mia}
 QUIET = ["--device", "cpu", "--no_progress"]
 THREE = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0-2", "--batch_size", "64"]
 FORGET = ["--num_indexes_to_replace", "20"]

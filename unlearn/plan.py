@@ -11,7 +11,6 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +95,37 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
     if named is None:
         steps = parse(cfg.plan, protocol, cfg.density)
         _cover(cfg.plan, [step.group for step in steps])
-        return Plan("plan " + cfg.plan, steps, cfg)
+        alike = {step.method.name for step in steps}
+        _unused(cfg, steps, "--plan")
+        own_values = f"RUM^F {min(alike)}, settings per group" if len(alike) == 1 and len(steps) > 1 else f"plan {cfg.plan}"
+        return Plan(_told(own_values, cfg), steps, cfg)
     if named == "rum":
         by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
+        _unused(cfg, tuple(by_group.values()), "--plan_name rum")
         return Plan(_told("RUM", cfg), tuple(by_group[group] for group in _order(cfg)), cfg)
     density = cfg.density or (SALUN_DENSITY if method.name == "RL" else None)
     _check_density(method, density)
     if named == "vanilla":
-        if cfg.shuffle:
-            raise BadInput("--shuffle is about groups, and the vanilla plan has none; leave one of the two away")
-        return Plan(f"vanilla {method.name}", (Step("all", method, _budget(own, cfg), density),), cfg)
-    return Plan(_told(f"RUM^F {method.name}", cfg), tuple(Step(group, method, own, density) for group in _order(cfg)), cfg)
+        steps = (Step("all", method, _budget(own, cfg), density),)
+        name = f"vanilla {method.name}"
+    else:
+        steps = tuple(Step(group, method, own, density) for group in _order(cfg))
+        name = _told(f"RUM^F {method.name}", cfg)
+    _unused(cfg, steps, f"--plan_name {named}")
+    return Plan(name, steps, cfg)
+
+
+def _unused(cfg: PlanConfig, steps: tuple[Step, ...], asked: str) -> None:
+    """Refuse flags that this plan has no use for."""
+    whole = steps[0].group == "all"
+    if cfg.shuffle and whole:
+        raise BadInput(f"--shuffle is about groups, and {asked} has none; leave one of the two away")
+    if cfg.order != LEVELS and (whole or cfg.plan is not None):
+        raise BadInput(f"--order is of rumf and rum; leave it away, {asked} has {'no groups' if whole else 'its own order'}")
+    if cfg.budget != "equal" and asked != "--plan_name vanilla":
+        raise BadInput(f"--budget is of --plan_name vanilla; leave it away with {asked}")
+    if cfg.mask_mode != "strict" and all(step.density is None for step in steps):
+        raise BadInput("--mask_mode is about saliency masks, and no step has one; give --density, or leave it away")
 
 
 def _order(cfg: PlanConfig) -> tuple[str, ...]:
@@ -116,7 +135,8 @@ def _order(cfg: PlanConfig) -> tuple[str, ...]:
 
 
 def _told(name: str, cfg: PlanConfig) -> str:
-    name = name.replace("RUM^F", "shuffle").replace("RUM", "shuffle RUM") if cfg.shuffle else name
+    if cfg.shuffle:
+        name = name.replace("RUM^F", "shuffle") if "RUM^F" in name else f"shuffle {name}"
     return name + ("" if cfg.order == LEVELS else f" ({', '.join(cfg.order)})")
 
 
@@ -248,26 +268,29 @@ def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
     return None
 
 
-def read_requests(path: Path, train: np.ndarray) -> Iterator[np.ndarray]:
-    """The deletion requests of a file, each int64 ascending; disjoint, all of them of ``train`` (else BadInput)."""
+def read_requests(path: Path, train: np.ndarray) -> list[np.ndarray]:
+    """The deletion requests of a file, each int64 ascending; disjoint, of ``train``, but not all of it (else BadInput)."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read --requests {path}: {error}; it is a .json list of lists of training indices") from None
     if not isinstance(content, list) or not content or not all(isinstance(r, list) and r for r in content):
         raise BadInput(f"--requests {path}: need a list of one or more lists of training indices")
-    seen = np.empty(0, np.int64)
+    seen, found = np.empty(0, np.int64), []
     for number, request in enumerate(content, 1):
-        if not all(isinstance(i, int) for i in request):
+        if not all(type(i) is int for i in request):  # true and false are whole numbers to isinstance
             raise BadInput(f"--requests {path}: request {number} holds other things than whole numbers")
+        outside = len(set(request).difference(train.tolist()))
+        if outside:
+            raise BadInput(f"--requests {path}: {outside} examples of request {number} are no training examples")
         index = np.unique(np.asarray(request, np.int64))
-        again, outside = np.intersect1d(index, seen), np.setdiff1d(index, train)
-        if len(index) < len(request) or len(again):
+        if len(index) < len(request) or len(np.intersect1d(index, seen)):
             raise BadInput(f"--requests {path}: request {number} names examples twice, or that an earlier one names")
-        if len(outside):
-            raise BadInput(f"--requests {path}: {len(outside)} examples of request {number} are no training examples")
         seen = np.union1d(seen, index)
-        yield index
+        found.append(index)
+    if len(seen) == len(train):
+        raise BadInput(f"--requests {path}: together they are the whole training set ({len(train)} examples); forget fewer")
+    return found
 
 
 def purpose_of(request: int, step: int) -> str:

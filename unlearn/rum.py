@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +27,47 @@ class Request:
     """A deletion request.
 
     data: its forget set is all that is to be forgotten by the end of this request; parts: its own examples by the groups of
-    the steps, int64; done: int64, what earlier requests forgot, and no step retains.
+    the steps, int64; done: int64, what earlier requests forgot, and no step retains; mirrored: the published retain sets
+    are counted from high.
     """
 
     number: int
     data: Data
     parts: dict[str, np.ndarray]
     done: np.ndarray
+    mirrored: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Hashes that tell the same forget set in other groups, or after other requests, apart."""
         hashes = {name: hashlib.sha256(index.tobytes()).hexdigest()[:12] for name, index in self.parts.items()}
-        return {"number": self.number, "parts": hashes, "earlier": hashlib.sha256(self.done.tobytes()).hexdigest()[:12]}
+        earlier = hashlib.sha256(self.done.tobytes()).hexdigest()[:12]
+        return {"number": self.number, "parts": hashes, "earlier": earlier, "mirrored": self.mirrored}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds: the index sets, and ``part_<group>`` as the steps took them."""
         return self.data.splits.arrays() | {f"part_{name}": index for name, index in self.parts.items()}
 
 
-def requests(plan: Plan, data: Data, forget: ForgetConfig) -> Iterator[Request]:
-    """The one request of the forget set, or those of ``--requests`` in their order, each cut into the plan's groups."""
-    done = np.empty(0, np.int64)
+def requests(plan: Plan, data: Data, forget: ForgetConfig) -> list[Request]:
+    """The one request of the forget set, or those of ``--requests`` in their order, each cut into the plan's groups.
+
+    All are made, hence checked, before any is served.
+    """
     if plan.cfg.requests is None:
-        yield Request(0, data, grouped(plan, data), done)
-        return
+        return [_request(plan, 0, data, data, np.empty(0, np.int64))]
+    found, done = [], np.empty(0, np.int64)
     for number, index in enumerate(read_requests(Path(plan.cfg.requests), data.splits.train)):
         own = data.forgetting(given(forget, data.candidates, index))
         union = np.union1d(done, index)
         whole = data.forgetting(Chosen(union, own.splits.groups, own.splits.scores))
-        yield Request(number, whole, grouped(plan, own), done)
+        found.append(_request(plan, number, whole, own, done))
         done = union
+    return found
+
+
+def _request(plan: Plan, number: int, data: Data, own: Data, done: np.ndarray) -> Request:
+    falls = POLARITY.get(own.splits.scores.get("name"), 1) < 0
+    return Request(number, data, grouped(plan, own), done, mirrored=plan.cfg.rum_retain == "published" and falls)
 
 
 @dataclasses.dataclass
@@ -73,7 +83,6 @@ class Chain:
     config: ModelConfig
     settings: dict[str, Config]
     facts: dict[str, Any]
-    label: str
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -84,6 +93,10 @@ class Chain:
         if self._held is None:
             self._held = models.load(self.file, self.config, data, rt)
         return self._held
+
+    def _label(self) -> str:
+        """Without the plan, since plans that begin alike share their first steps."""
+        return f"{self.settings['data'].dataset}-{self.config.arch}-s{self.settings['rt'].seed}"
 
     def _goes_on_from(self, run: Run) -> None:
         self.file, self._held = run.folder / "model.pt", None
@@ -103,7 +116,7 @@ class Chain:
         for number, step in enumerate(plan.steps):
             told = self.told + self._tell(plan, request)[: number + 1]
             facts = {**self.facts, "steps": told, "mask_mode": plan.cfg.mask_mode}
-            label = f"{self.label}-{number + 1}-{step.group}-{step.method.name}"
+            label = f"{self._label()}-{number + 1}-{step.group}-{step.method.name}"
             with Run(self.where, "step", label, self.settings, **facts) as run:
                 if run.done:
                     self._goes_on_from(run)
@@ -116,8 +129,7 @@ class Chain:
             self.seconds = {name: self.seconds.get(name, 0.0) + spent.get(name, 0.0) for name in ("mask", "unlearn")}
 
     def _take(self, plan: Plan, request: Request, number: int, rt: Runtime, run: Run) -> None:
-        step, named = plan.steps[number], request.data.splits.scores.get("name")
-        data = at_step(plan, request, number, POLARITY.get(named, 1) or 1)
+        step, data = plan.steps[number], at_step(plan, request, number)
         model, pruned = self.model(data, rt)
         before = accuracies(model, data, request.parts, rt)
         mask = self._mask(model, pruned, step, data, rt, run)
@@ -138,12 +150,12 @@ class Chain:
             return largest(scores, (step.density,), pruned)[step.density]
 
 
-def at_step(plan: Plan, request: Request, number: int, polarity: int) -> Data:
+def at_step(plan: Plan, request: Request, number: int) -> Data:
     """The data as a step sees them: its group to forget, and what it retains."""
     parts = [request.parts[step.group] for step in plan.steps]
     levels = tuple(step.group for step in plan.steps)
     left = np.setdiff1d(request.data.splits.train, request.done)
-    retain = retained(left, parts, number, plan.cfg.rum_retain, polarity, levels)
+    retain = retained(left, parts, number, plan.cfg.rum_retain, -1 if request.mirrored else 1, levels)
     splits = request.data.splits
     splits = dataclasses.replace(splits, train=np.union1d(retain, parts[number]), retain=retain, forget=parts[number])
     return dataclasses.replace(request.data, splits=splits)
