@@ -18,8 +18,8 @@ def main(args):
     job = registry.Job(data, rt, args.data, args.model, args.run, args.original)
     if not args.entry.ready(job, args.cfg):
         return
-    with Run(args.run, "memorization", args.label, args.settings, **args.identity, **data.splits.keys(),
-             images_key=data.splits.images_key) as run:
+    identity = {**args.identity, **job.identity, **data.splits.keys(), "images_key": data.splits.images_key}
+    with Run(args.run, "memorization", args.label, args.settings, **identity) as run:
         if not run.done:
             job.run = run
             with run.timed(rt, "score"):

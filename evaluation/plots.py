@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ SHADES = {"forget": ORANGE, "retain": BLUE, "test": GREEN}
 # of a group, a score's column or a kind of plan, in the order of the columns
 HUES = (BLUE, GREEN, ORANGE, RED, "#CC79A7", "#56B4E9", GREY, "black", "#7A5230", "#B8A700")
 KINDS = {"RUM": RED, "RUM^F": BLUE, "shuffle": ORANGE, "vanilla": GREEN, "plan": "#CC79A7"}
-PLAIN = "as it is"
+PLAIN = "method alone, by main_forget.py"
 
 
 def tow_figures(table: list[Row]) -> dict[str, Figure]:
@@ -99,7 +100,7 @@ def groups(table: list[Row]) -> Figure:
     figure, panels = _figure(max(8, 1.6 + 0.85 * len(shown)), 7.6, 2, 1, sharex=True)
     for axes, kind, what in zip(panels, ("acc", "MIA"), ("accuracy in %", "called non-member in %"), strict=True):
         _beside(axes, shown, {f"{kind}_{level}": (level, colour) for level, colour in zip(LEVELS, HUES, strict=False)})
-        axes.set_ylabel(f"{what}; dashed: retrain's")
+        axes.set_ylabel(what + ("; dashed: retrain's" if shown[0].pairs[0].method == "retrain" else ""))
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=3, frameon=False)
     panels[0].set_title(f"Accuracy (above) and MIA efficacy by group: {table[0].setting}", fontsize=10)
     return figure
@@ -126,13 +127,12 @@ def dots(pivot: Pivot, name: str, title: str) -> Figure:
     series = {column: {method: there[column] for method, there in pivot.cells.items() if column in there}
               for column in pivot.columns}
     _points(axes, list(pivot.cells), series, dict(zip(pivot.columns, HUES * len(series), strict=False)))
-    figure.legend(loc="outside upper center", ncols=min(5, len(series)), frameon=False)
-    _tell(figure, axes, pivot, name, title)
+    _tell(figure, [axes], pivot, name, title)
     return figure
 
 
 def plans(pivot: Pivot, name: str, title: str) -> Figure:
-    """A panel a score; a line a method, a point for each way to use it: RUM^F, shuffle, vanilla, as it is."""
+    """A panel a score; a line a method, a point for each way to use it: RUM^F, shuffle, vanilla, alone."""
     ways = {label: _way(label) for label in pivot.cells}
     lines = list(dict.fromkeys(base for _, base in ways.values()))
     kinds = [kind for kind in (*KINDS, PLAIN) if kind in {kind for kind, _ in ways.values()}]
@@ -144,9 +144,7 @@ def plans(pivot: Pivot, name: str, title: str) -> Figure:
                          if own == kind and column in pivot.cells[label]} for kind in kinds}
         _points(axes, lines, series, KINDS | {PLAIN: GREY})
         axes.set_title(f"by {column}" if " " not in column else column, fontsize=10)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    _tell(figure, panels.flat[0], pivot, name, title)
+    _tell(figure, list(panels.flat), pivot, name, title)
     return figure
 
 
@@ -160,27 +158,31 @@ def _way(label: str) -> tuple[str, str]:
 
 def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Number]], colours: Mapping[str, str]) -> None:
     """Points with intervals, the first line at the top; an interval that is wider than the axes is cut off."""
-    for place, (label, numbers) in enumerate(series.items()):
-        shift = (place - (len(series) - 1) / 2) * 0.72 / max(2, len(series))
-        at = [lines.index(line) + shift for line in numbers]
+    sharing = {line: [label for label, numbers in series.items() if line in numbers] for line in lines}
+    for label, numbers in series.items():
+        shift = [sharing[line].index(label) - (len(sharing[line]) - 1) / 2 for line in numbers]
+        at = [lines.index(line) + 0.72 * s / max(2, len(series)) for line, s in zip(numbers, shift, strict=True)]
         halves = [float("nan") if half is None else half for _, half, _ in numbers.values()]
         axes.errorbar([mean for mean, *_ in numbers.values()], at, xerr=halves, fmt="o", markersize=5, capsize=2, elinewidth=1,
                       color=colours[label], label=label)
     for between in range(1, len(lines)):
         axes.axhline(between - 0.5, color="#DDDDDD", linewidth=0.8)
-    axes.set_yticks(range(len(lines)), lines)
+    axes.set_yticks(range(len(lines)), [textwrap.fill(line, 36) for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
 
 
-def _tell(figure: Figure, axes: Any, pivot: Pivot, name: str, title: str) -> None:
-    """Limits by the points, since an interval over two seeds can be wider than all of them; title and axis."""
+def _tell(figure: Figure, panels: list[Any], pivot: Pivot, name: str, title: str) -> None:
+    """Limits by the points, since an interval over two seeds can be wider than all of them; title, legend and axes."""
     numbers = [number for there in pivot.cells.values() for number in there.values()]
     low = min(mean for mean, *_ in numbers)
     room = 1.005 - low
     lowest = max(0.0, low - 0.6 * room, min(mean - (half or 0.0) for mean, half, _ in numbers))
-    axes.set_xlim(lowest - 0.04 * room, 1.0 + 0.04 * room)
+    for axes in panels:
+        axes.set_xlim(lowest - 0.04 * room, 1.0 + 0.04 * room)
+        axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     figure.suptitle(f"{title}: {pivot.heading}", fontsize=10)
-    figure.supxlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals over seeds", fontsize=10)
 
 
 def confidences(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -246,6 +248,7 @@ def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
                       va="center", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)})
     axes.set_xscale("log")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
     points = [(row.numbers[spent][0], row.numbers[name][0]) for row in shown]
     xs, ys = zip(*points, strict=True) if points else ((1.0,), (0.0,))
     axes.set_xlim(min(xs) / 3, max(xs) * 3)  # the points decide: an interval over two seeds can be wider than all of them

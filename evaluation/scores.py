@@ -15,7 +15,8 @@ from evaluation.pairs import AnalysisConfig
 from evaluation.report import Extra, Number, Row, cell, grid, labels_of
 from groups import POLARITY, RECORDED, read_scores
 from memorization.proxies import spearman
-from utils import Saved, find_runs, read_record
+from sources.arrays import UNREADABLE
+from utils import BadInput, Saved, find_runs, read_record
 
 WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about groups"}
 
@@ -35,7 +36,8 @@ class Scored(NamedTuple):
 def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
     """scores, over main_memorization.py's runs and what the originals in the table recorded; none where nothing uses any."""
     wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
-    runs = find_runs(Path(cfg.save_dir), ("memorization",), **wanted)
+    # of one pool grown, the largest stands last and stays
+    runs = sorted(find_runs(Path(cfg.save_dir), ("memorization",), **wanted), key=lambda run: run.record.get("models", 0))
     used = [pair.run for row in table for pair in row.pairs]
     if not runs and not any(run.record.get("scores") for run in used):
         return []
@@ -44,7 +46,7 @@ def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
     parents = dict.fromkeys(Path(run.record["parent"]["path"]).parent for run in [*used, *copies] if _fits(run, cfg))
     found += [scored for folder in parents for scored in _recorded(folder)]
     found = list({(s.variant, s.owner, s.key): s for s in found}.values())
-    references = {key: _reference(key, cfg, runs, used) for key in {scored.key for scored in found}}
+    references = {scored.key: _reference(scored, cfg, runs, used) for scored in found}
     return [_extra(found, references)] if found else []
 
 
@@ -74,30 +76,47 @@ def _recorded(folder: Path) -> Iterable[Scored]:
     if not path.exists() or not (folder / "record.json").exists():
         return
     run = read_record(folder)
-    with np.load(path, allow_pickle=False) as file:
-        names, key = file.files, str(file["images_key"])
-    for name in (name for name in (*RECORDED, "loss_curvature") if name in names):
+    arrays = _arrays(path)
+    key = str(arrays["images_key"])
+    for name in (name for name in (*RECORDED, "loss_curvature") if name in arrays):
         variant = json.dumps([name, {"curvature": "recorded"} if name == "loss_curvature" else {}, None, {}])
         yield Scored(_network(run), name, variant, path, run.record["seconds"].get("events", 0.0), key, str(folder))
 
 
-def _reference(key: str, cfg: AnalysisConfig, runs: list[Saved], used: list[Saved]) -> Path | None:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except UNREADABLE as error:
+        raise BadInput(f"cannot read {path} ({error}); repeat the run that wrote it with --force") from None
+
+
+def _reference(scored: Scored, cfg: AnalysisConfig, runs: list[Saved], used: list[Saved]) -> Path | None:
     """The memorization scores of a data set: the file that is named, the largest pool, or the file that a run was cut by."""
     if cfg.scores is not None:
         return Path(cfg.scores)
-    pools = [run for run in runs if run.setting("score") == "memorization" and run.record["images_key"] == key]
+    pools = [run for run in runs if run.setting("score") == "memorization" and run.record["images_key"] == scored.key]
     if pools:
-        return max(pools, key=lambda run: run.record.get("models", 0)).folder / "scores.npz"
-    cut_by = [run.record["scores"]["path"] for run in used if run.record.get("scores", {}).get("name") == "memorization"]
-    return next((path for path in map(Path, cut_by) if path.exists()), None)
+        return pools[-1].folder / "scores.npz"
+    cut = [run.record["scores"]["path"] for run in used if run.record.get("scores", {}).get("name") == "memorization"
+           and _network(run).split()[0] == scored.network.split()[0]]
+    return next((path for path in map(Path, cut) if path.exists() and _of_the_data(path, scored)), None)
+
+
+def _of_the_data(path: Path, scored: Scored) -> bool:
+    """Whether a run's file of memorization scores is of these images; it may be of other classes of the same data set."""
+    try:
+        read_scores(path, "memorization", _arrays(scored.path)["labels"], scored.key)
+    except BadInput:
+        return False
+    return True
 
 
 def _rho(scored: Scored, reference: Path | None) -> float:
     """Spearman's rho with memorization; NaN where it is not known, or the score orders no examples."""
     if reference is None or scored.name == "memorization" or POLARITY[scored.name] == 0:
         return math.nan
-    with np.load(scored.path, allow_pickle=False) as file:
-        labels = file["labels"]
+    labels = _arrays(scored.path)["labels"]
     values = read_scores(scored.path, scored.name, labels, scored.key)
     return spearman(values, read_scores(reference, "memorization", labels, scored.key))[0]
 

@@ -146,7 +146,7 @@ def _write_influence(job: Job, pool: Pool, cfg: PoolConfig) -> None:
 
     def blocks() -> Iterator[np.ndarray]:
         kept = 0
-        for first, block in influence(masks, correct, device=job.rt.device):
+        for first, block in influence(masks, correct, BLOCK, job.rt.device):
             test, train = np.nonzero(np.abs(block) > cfg.influence_above)
             kept += len(test)
             if cfg.influence and kept > MOST_PAIRS:

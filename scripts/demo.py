@@ -37,6 +37,7 @@ FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_rep
 REFINED = ("FT", "NG", "RL")  # methods that RUM^F, shuffle and vanilla are shown with
 MIXED = ["--mem", "mix", "--num_indexes_to_replace", "120"]
 POOL = ["--dataset", "digits", "--arch", "resnet8s", "--recipe", "fast", "--models", "40"]
+PLAN = "low:raw mid:RL(unlearn_lr=0.01,unlearn_epochs=3) high:RL(unlearn_lr=0.03,unlearn_epochs=3)"
 RECIPE = ROOT / "scripts" / "recipes" / "digits_resnet20s.json"
 Jobs = list[tuple[ModuleType, list[str]]]
 
@@ -72,7 +73,7 @@ def plain(base: list[str], out: str, kind: str, methods: list[str]) -> Jobs:
 def plans(base: list[str]) -> Jobs:
     """RUM, and for each method RUM^F with its controls."""
     tuned = recipe.read(RECIPE)
-    todo: Jobs = [(main_rum, [*base, "--plan", "low:raw mid:FT high:RL(unlearn_lr=0.005,unlearn_epochs=3)"])]
+    todo: Jobs = [(main_rum, [*base, "--plan", PLAN])]
     for name in REFINED:
         own = [*base, "--unlearn", name, *recipe.flags(tuned[name], "mix")]
         todo += [(main_rum, own), (main_rum, [*own, "--shuffle"]), (main_rum, [*own, "--plan_name", "vanilla"])]

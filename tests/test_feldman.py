@@ -153,7 +153,9 @@ def test_image_influences_its_twin_as_it_memorizes(labelled: SimpleNamespace, po
     assert np.mean(own >= np.abs(block[:WRONG]).max(1)) > 0.7
 
 
-def test_run_of_the_score_keeps_pool_cost_and_influence(job: Job, pool: Pool) -> None:
+def test_run_of_the_score_keeps_pool_cost_and_influence(job: Job, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of seven test images, which do not divide the sixty."""
+    monkeypatch.setattr("memorization.feldman.BLOCK", 7)
     cfg = settings(influence=True, influence_whole=True)
     entry = SCORES["memorization"]
     assert (entry.polarity, entry.original, entry.config, entry.prepare) == (1, False, PoolConfig, prepare)

@@ -166,11 +166,14 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
     if method.fresh:
         raise BadInput(f"--plan: {method.name} starts from new weights and would undo the steps before it; name another method")
     hints, values = typing.get_type_hints(method.config), dict(method.per_protocol.get(protocol, {}))
-    density = density or (SALUN_DENSITY if method.name == "RL" else None)
+    density, given = density or (SALUN_DENSITY if method.name == "RL" else None), set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in word.partition("="))
         if not equals:
             raise BadInput(f"--plan: {word!r} in {group}:{method.name} is no name=value")
+        if name in given:
+            raise BadInput(f"--plan: {group}:{method.name} gives {name} twice")
+        given.add(name)
         if name == "density":
             density = _typed(float, name, value)
         elif name in hints:
@@ -180,7 +183,7 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
             raise BadInput(f"--plan: {method.name} has no setting {name!r}; it has {own}, and density")
     if density is not None and not 0 < density <= 1:
         raise BadInput(f"--plan: density must lie in (0, 1]; got {density:g}")
-    if "density" in text:
+    if "density" in given:
         _check_density(method, density)
     return Step(group, method, method.config(**values), density if method.masked else None)
 
