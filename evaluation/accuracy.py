@@ -33,7 +33,7 @@ METRICS = {
     "privacy": ("%", "50", "balanced accuracy of the confidence attack on held-out members and non-members"),
     "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
     "acc_low, acc_mid, acc_high": ("%", "as retrain's", "accuracy on the least, middle and most memorized part of the forget "
-                                   "set, where scores cut it into groups"),
+                                   "set (by ES: entangled), where scores cut it into groups"),
     "MIA_low, MIA_mid, MIA_high": ("%", "as retrain's", "share of that part which the confidence attack calls non-member; one "
                                    "fit for all parts, that of MIA"),
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),

@@ -25,7 +25,7 @@ from pruner.mask import largest
 from unlearn import METHODS, rum
 from unlearn.plan import purpose_of
 from unlearn.saliency import saliency
-from utils import Saved, find_runs, read_record
+from utils import Saved, find_runs, read_record, sha256
 
 MIX = ["--mem", "mix", "--num_indexes_to_replace", 30]
 PLAN = "low:FT(unlearn_lr=0.03,unlearn_epochs=1) mid:NG(unlearn_epochs=1,alpha=0.7) high:RL(unlearn_epochs=2,density=0.3)"
@@ -330,6 +330,7 @@ def test_requests_follow_one_another(scored: tuple[Saved, Path], tmp_path: Path)
     assert parts_of(first)["forget"].tolist() == lists[0].tolist() and parts_of(second)["forget"].tolist() == union.tolist()
     ours = parts_of(second)
     assert np.sort(np.concatenate([ours[f"part_{level}"] for level in LEVELS])).tolist() == lists[1].tolist()
+    assert second.record["scores"] == first.record["scores"] and second.record["scores"]["sha256"] == sha256(scored[1])
     # the second request begins where the first ended
     assert same(seen[3]["before"], shell.weights(first)) and same(seen[0]["before"], shell.weights(scored[0]))
     scores, train = np.load(scored[1])["memorization"], set(ours["train"].tolist())
@@ -395,6 +396,14 @@ def test_the_same_request_after_another_one_is_another_run(scored: tuple[Saved, 
     assert union[0].record["split_key"] == union[1].record["split_key"]
 
 
+def test_a_stream_is_told_apart_by_every_step_before(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """The two plans share two steps of the first request, and none after the one in which they differ."""
+    file, _ = write_requests(tmp_path)
+    stream(scored, tmp_path, file, "--plan", "low:raw mid:raw high:raw")
+    stream(scored, tmp_path, file, "--plan", "low:raw mid:raw high:NG(unlearn_epochs=0)")
+    assert len(find_runs(tmp_path, ("rum",))) == 4 and len(find_runs(tmp_path, ("step",))) == 6 + 4
+
+
 def test_a_late_bad_request_is_said_before_the_first_is_served(
     scored: tuple[Saved, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,7 +429,7 @@ def test_published_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "--epochs 1 --lr 0.1 --batch_size 256 --no_aug --sequential --unlearn_epochs 1")
     shell.STAGES["main_rum.py"].main([*line.split(), *shell.QUIET])
     run = shell.only(root, "rum")
-    assert run.record["parent"]["sha256"] == models.originals.sha256(original.folder / "model.pt")
+    assert run.record["parent"]["sha256"] == sha256(original.folder / "model.pt")
     assert run.record["scores"]["path"] == str(made / "scores.npz") and run.record["groups"] == dict.fromkeys(LEVELS, 10)
     assert run.record["plan"]["name"] == "RUM^F NG" and len(run.record["rows"]) == 3
 
