@@ -123,74 +123,60 @@ PARTS = {"low": LOW, "mid": MID, "high": HIGH}
 KEPT = {3, 4, 6, 8, 10, 11}
 # what each step retains beside KEPT, by the groups' order: staged by place, published by name
 STAGED = {0: ("second", "third"), 1: ("third",), 2: ()}
-PUBLISHED = {1: {"low": ("mid", "high"), "mid": ("high",), "high": ()},
-             -1: {"high": ("low", "mid"), "mid": ("low",), "low": ()}}
+PUBLISHED = {"low": ("mid", "high"), "mid": ("high",), "high": ()}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(LEVELS)))
-@pytest.mark.parametrize("polarity", [1, -1])
-def test_every_step_retains_what_was_decided(order: tuple[str, ...], polarity: int) -> None:
+def test_every_step_retains_what_was_decided(order: tuple[str, ...]) -> None:
     parts = [PARTS[level] for level in order]
     place = dict(zip(("first", "second", "third"), order, strict=True))
     for number, level in enumerate(order):
         expected = {"staged": [place[name] for name in STAGED[number]], "whole": [],
-                    "published": PUBLISHED[polarity][level]}
+                    "published": PUBLISHED[level]}
         for how, beside in expected.items():
-            found = retained(TRAIN, parts, number, how, polarity, order)
+            found = retained(TRAIN, parts, number, how, order)
             assert found.tolist() == sorted(KEPT.union(*(PARTS[name].tolist() for name in beside))), (how, level)
             assert not np.isin(parts[number], found).any()
 
 
-def again(order: tuple[str, ...], how: str, polarity: int) -> int:
+def again(order: tuple[str, ...], how: str) -> int:
     """How many examples are retained in a step after the one that forgot them."""
     parts, count, gone = [PARTS[level] for level in order], 0, np.empty(0, np.int64)
     for number, part in enumerate(parts):
-        count += np.isin(gone, retained(TRAIN, parts, number, how, polarity, order)).sum()
+        count += np.isin(gone, retained(TRAIN, parts, number, how, order)).sum()
         gone = np.union1d(gone, part)
     return int(count)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(LEVELS)))
-@pytest.mark.parametrize("polarity", [1, -1])
-def test_nothing_forgotten_is_trained_again_but_in_the_published_form(order: tuple[str, ...], polarity: int) -> None:
-    assert again(order, "staged", polarity) == again(order, "whole", polarity) == 0
-    assert (again(order, "published", polarity) == 0) == (order == LEVELS[::polarity])
-    assert again(LEVELS, "published", -1) == 2 + 4  # low again in mid; low and mid again in high
+def test_nothing_forgotten_is_trained_again_but_in_the_published_form(order: tuple[str, ...]) -> None:
+    assert again(order, "staged") == again(order, "whole") == 0
+    assert (again(order, "published") == 0) == (order == LEVELS)
+    assert again(LEVELS[::-1], "published") == 2 + 4  # as with confidence: high again in mid; high and mid again in low
 
 
 def test_a_plan_of_one_step_retains_the_rest() -> None:
     whole = np.concatenate(list(PARTS.values()))
-    for how, polarity in itertools.product(("staged", "whole", "published"), (1, -1)):
-        assert retained(TRAIN, [whole], 0, how, polarity, ("all",)).tolist() == sorted(KEPT)
+    for how in ("staged", "whole", "published"):
+        assert retained(TRAIN, [whole], 0, how, ("all",)).tolist() == sorted(KEPT)
 
 
-@pytest.mark.parametrize("how, polarity", [("staged", -1), ("published", -1), ("published", 1), ("whole", 1)])
-def test_steps_see_the_sets_of_their_plan(how: str, polarity: int, data: Data) -> None:
+@pytest.mark.parametrize("how", ["staged", "published", "whole"])
+def test_steps_see_the_sets_of_their_plan(how: str, data: Data) -> None:
     """The data of a step: its group to forget, its retain set, and nothing of what earlier requests forgot."""
     train = data.splits.train
     done, own = train[:4], train[[5, 8, 11, 14, 17, 20]]
     parts = {"low": own[:2], "mid": own[2:4], "high": own[4:]}
     made = make("NG", order=("mid", "low", "high"), rum_retain=how)
-    request = rum.Request(1, data.forgetting(Chosen(np.union1d(done, own), {}, {})), parts, done, mirrored=polarity < 0)
+    request = rum.Request(1, data.forgetting(Chosen(np.union1d(done, own), {}, {})), parts, done)
     for number, step in enumerate(made.steps):
         seen = rum.at_step(made, request, number).splits
-        by_name = PUBLISHED[polarity][step.group]
+        by_name = PUBLISHED[step.group]
         beside = {"staged": [("low", "high"), ("high",), ()][number], "whole": (), "published": by_name}[how]
         expected = set(train) - set(done) - set(own) | {i for name in beside for i in parts[name]}
         assert set(seen.retain) == expected and len(seen.retain) == len(expected)
         assert seen.forget.tolist() == parts[step.group].tolist() and np.array_equal(seen.val, data.splits.val)
         assert not np.isin(done, np.concatenate([seen.retain, seen.forget, seen.train])).any()
-
-
-@pytest.mark.parametrize("name, mirrored", [("confidence", True), ("bi_acc", True), ("memorization", False), ("es", False)])
-def test_only_the_published_form_is_mirrored_and_says_so(name: str, mirrored: bool, data: Data) -> None:
-    chosen = Chosen(data.splits.forget, {level: data.splits.forget[i::3] for i, level in enumerate(LEVELS)}, {"name": name})
-    here, facts = data.forgetting(chosen), []
-    for how in ("staged", "published"):
-        (request,) = rum.requests(make("NG", rum_retain=how), here, ForgetConfig())
-        assert request.mirrored == (mirrored and how == "published")
-        facts.append(request.facts())
-    assert (facts[0] != facts[1]) == mirrored  # so that equal groups by another score make another run
 
 
 # ------------------------------------------------------------------------------------------------------------ requests

@@ -21,7 +21,7 @@ from groups import LEVELS, ForgetConfig, refine
 from unlearn.registry import METHODS, Method
 from utils import BadInput, Config, hp
 
-NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5,density=0.5)"}
+NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
 
 
@@ -241,21 +241,21 @@ def grouped(plan: Plan, data: Data) -> dict[str, np.ndarray]:
     return found
 
 
-def retained(train: np.ndarray, parts: list[np.ndarray], number: int, how: str, polarity: int = 1,
+def retained(train: np.ndarray, parts: list[np.ndarray], number: int, how: str,
              levels: tuple[str, ...] = LEVELS) -> np.ndarray:
     """What step ``number`` (from 0) retains of the training examples: int64, ascending.
 
     ``staged``: groups still to come stay in retain, those forgotten so far, this one included, are out. ``whole``: no group
     is ever in retain. ``published``: what the released scripts fix by a group's name, whatever the order of the steps: all
-    but the groups up to and including its own, counted from low, or from high for proxies that fall with memorization (so
-    that, run low to high, these train on groups they have forgotten).
+    but the groups up to and including its own, counted from the least memorized. Their driver runs proxies such as
+    confidence from the most memorized on, which is ``--order high,mid,low`` here, and so trains on what it has forgotten.
 
     Args:
         parts: the groups in the order of the steps; ``levels``: their names.
     """
     gone = parts if how == "whole" else parts[: number + 1]
     if how == "published" and len(parts) > 1:
-        ranks = [LEVELS.index(level) * polarity for level in levels]
+        ranks = [LEVELS.index(level) for level in levels]
         gone = [part for part, rank in zip(parts, ranks, strict=True) if rank <= ranks[number]]
     return np.setdiff1d(train, np.concatenate(gone))
 

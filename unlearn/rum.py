@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from dataset import Data
-from groups import POLARITY, Chosen, ForgetConfig, given
+from groups import Chosen, ForgetConfig, given
 from models import ModelConfig
 from pruner.mask import both, largest
 from trainer import predict
@@ -27,21 +27,19 @@ class Request:
     """A deletion request.
 
     data: its forget set is all that is to be forgotten by the end of this request; parts: its own examples by the groups of
-    the steps, int64; done: int64, what earlier requests forgot, and no step retains; mirrored: the published retain sets
-    are counted from high.
+    the steps, int64; done: int64, what earlier requests forgot, and no step retains. The data's groups are of this request.
     """
 
     number: int
     data: Data
     parts: dict[str, np.ndarray]
     done: np.ndarray
-    mirrored: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Hashes that tell the same forget set in other groups, or after other requests, apart."""
         hashes = {name: hashlib.sha256(index.tobytes()).hexdigest()[:12] for name, index in self.parts.items()}
         earlier = hashlib.sha256(self.done.tobytes()).hexdigest()[:12]
-        return {"number": self.number, "parts": hashes, "earlier": earlier, "mirrored": self.mirrored}
+        return {"number": self.number, "parts": hashes, "earlier": earlier}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds: the index sets, and ``part_<group>`` as the steps took them."""
@@ -54,20 +52,15 @@ def requests(plan: Plan, data: Data, forget: ForgetConfig) -> list[Request]:
     All are made, hence checked, before any is served.
     """
     if plan.cfg.requests is None:
-        return [_request(plan, 0, data, data, np.empty(0, np.int64))]
+        return [Request(0, data, grouped(plan, data), np.empty(0, np.int64))]
     found, done = [], np.empty(0, np.int64)
     for number, index in enumerate(read_requests(Path(plan.cfg.requests), data.splits.train)):
         own = data.forgetting(given(forget, data.candidates, index))
         union = np.union1d(done, index)
         whole = data.forgetting(Chosen(union, own.splits.groups, own.splits.scores))
-        found.append(_request(plan, number, whole, own, done))
+        found.append(Request(number, whole, grouped(plan, own), done))
         done = union
     return found
-
-
-def _request(plan: Plan, number: int, data: Data, own: Data, done: np.ndarray) -> Request:
-    falls = POLARITY.get(own.splits.scores.get("name"), 1) < 0
-    return Request(number, data, grouped(plan, own), done, mirrored=plan.cfg.rum_retain == "published" and falls)
 
 
 @dataclasses.dataclass
@@ -155,7 +148,7 @@ def at_step(plan: Plan, request: Request, number: int) -> Data:
     parts = [request.parts[step.group] for step in plan.steps]
     levels = tuple(step.group for step in plan.steps)
     left = np.setdiff1d(request.data.splits.train, request.done)
-    retain = retained(left, parts, number, plan.cfg.rum_retain, -1 if request.mirrored else 1, levels)
+    retain = retained(left, parts, number, plan.cfg.rum_retain, levels)
     splits = request.data.splits
     splits = dataclasses.replace(splits, train=np.union1d(retain, parts[number]), retain=retain, forget=parts[number])
     return dataclasses.replace(request.data, splits=splits)
