@@ -283,7 +283,7 @@ def _facts(cfg: ForgetConfig) -> dict[str, Any]:
     path, seconds = Path(cfg.scores), 0.0
     if (path.parent / "record.json").exists():
         spent = read_record(path.parent).record["seconds"]
-        seconds = sum(spent.get(name, 0.0) for name in (("events",) if path.name == "events.npz" else ("score", "pool")))
+        seconds = sum(spent.get(name, 0.0) for name in ("events", "score", "pool"))
     return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
 
 
@@ -300,6 +300,10 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
     """
     events = original.folder / "events.npz" if original is not None and original.record else None
     if name in RECORDED:
+        if events is not None and original.record["stage"] != "train":
+            raise BadInput(f"'{name}' is recorded while an original is trained, and {original.folder} is of a "
+                           f"{original.record['stage']} run; name that original's events.npz by --scores, or use ho_ret or "
+                           "loss_curvature, which are of any model")
         if events is None or not events.exists():
             raise BadInput(f"'{name}' is recorded while an original is trained, and there is no events.npz beside this one; "
                            "train it by main_train.py (--force repeats a run), or name a file by --scores")

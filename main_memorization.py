@@ -15,6 +15,7 @@ from utils import Run, Runtime, say
 def main(args):
     rt = Runtime(args.rt)
     data = dataset.load(args.data, rt, data_key=args.original.record.get("data_key") if args.original else None)
+    report.check(args, data)
     job = registry.Job(data, rt, args.data, args.model, args.run, args.original)
     if not args.entry.ready(job, args.cfg):
         return

@@ -129,7 +129,7 @@ def _variant(run: Saved) -> str:
     rest = {name: run.setting(name) for name in ("mask_mode", "rum_retain", "precision", "device", "compile", "deterministic")}
     rest["saliency_mode"] = made.get("saliency_mode")
     if is_plan(run):
-        rest["after"], rest["mirrored"] = record["request"]["earlier"][:6], record["request"].get("mirrored", False)
+        rest["after"] = record["request"]["earlier"][:6]
     if needs_scores(run):
         rest["by"] = record["scores"].get("name")
         # proxies differ by seed

@@ -292,8 +292,9 @@ def spread(work: Callable[[Any], Callable[[int], float]], order: Any, numbers: S
                     processes.pop(ours).join()
     finally:
         for process in processes.values():
-            process.terminate()
-            process.join()
+            if process.pid is not None:  # else it could not be started, and that is the error to be seen
+                process.terminate()
+                process.join()
 
 
 def _answer(ours: Connection, process: Any) -> tuple[int, float]:

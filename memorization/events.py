@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,15 @@ class Events:
         if len(self.keep["curvature"]):
             found["loss_curvature"] = _ratio(*self.keep["curvature"].cpu().double().numpy().T)
         return {**found, "labels": labels, "images_key": np.array(images_key), "epochs": np.array(epochs)}
+
+
+def check_recorded(path: Path, curvature: bool) -> None:
+    """Say where a finished training, whose events.npz this is, lacks the curvature that is asked for now."""
+    if not curvature:
+        return
+    with np.load(path, allow_pickle=False) as file:
+        if "loss_curvature" not in file.files:
+            say("notice: this run recorded no loss curvature; --force repeats it with --record_curvature")
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -121,8 +122,22 @@ def influence(masks: np.ndarray, correct: np.ndarray, block: int = BLOCK,
         yield first, (with_it / n_in - without / (count - n_in)).cpu().numpy()
 
 
+def prepare_scored(job: Job, cfg: PoolConfig) -> Pool | None:
+    """``factory.prepare``, of models enough to score every image.
+
+    Raises:
+        BadInput: an image that all models or none are to see; before any is trained.
+    """
+    pool = Pool(Path(job.where.save_dir), cfg, job.data, job.config, job.rt, job.data_config)
+    n_in = np.zeros(pool.sizes["train"], np.int64)
+    for number in range(cfg.models):
+        n_in += pool.mask(number)
+    _check(n_in, cfg.models)
+    return prepare(job, cfg)
+
+
 @score("memorization", config=PoolConfig, source="Feldman & Zhang, NeurIPS 2020, arXiv:2008.03703", original=False,
-       prepare=prepare)
+       prepare=prepare_scored)
 def score_memorization(job: Job, cfg: PoolConfig) -> dict[str, np.ndarray]:
     """Probability of being right on an image for models trained with it, less that for models trained without."""
     pool: Pool = job.prepared

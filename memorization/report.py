@@ -13,7 +13,7 @@ from dataset import Data
 from groups import read_scores
 from memorization import figures
 from memorization.proxies import spearman
-from utils import Run, Saved, find_runs
+from utils import BadInput, Run, Saved, find_runs
 
 
 def memorization_of(data: Data, roots: list[Path], named: str | None) -> tuple[Path, np.ndarray] | None:
@@ -29,6 +29,13 @@ def memorization_of(data: Data, roots: list[Path], named: str | None) -> tuple[P
         runs = [run for run in runs if run.record["images_key"] == data.splits.images_key]
         found = [max(runs, key=_models).folder / "scores.npz"] if runs else []
     return next(((path, read_scores(path, "memorization", data.candidates.y, data.splits.images_key)) for path in found), None)
+
+
+def check(args: SimpleNamespace, data: Data) -> None:
+    """Refuse, before anything is computed, a --scores file that cannot be read or that this score has no use for (BadInput)."""
+    if args.choice.scores is not None and (args.entry.name == "memorization" or args.entry.polarity == 0):
+        raise BadInput(f"--scores is what a proxy is compared with; leave it away with --score {args.entry.name}")
+    memorization_of(data, [], args.choice.scores)
 
 
 def _models(run: Saved) -> int:

@@ -204,15 +204,6 @@ def test_steps_with_settings_of_their_own_tell_plans_apart(library: Path, tmp_pa
     assert [row.method for row in table_of(tmp_path)] == ["retrain", "RUM (mid.unlearn_lr=0.1)", "RUM (mid.unlearn_lr=0.2)"]
 
 
-def test_published_retain_sets_that_run_the_other_way_are_another_plan(library: Path, tmp_path: Path) -> None:
-    """Random groups need no scores, but those of a proxy that falls turn the published retain sets round."""
-    pretend(library, tmp_path, "retrain", 3)
-    for name, mirrored in (("a", True), ("b", False)):
-        folder = planned(pretend(library, tmp_path, "NG", 3, name=name), "shuffle NG")
-        change(folder, request=read_record(folder).record["request"] | {"mirrored": mirrored})
-    assert [row.method for row in table_of(tmp_path)][1:] == ["shuffle NG (mirrored False)", "shuffle NG (mirrored True)"]
-
-
 def test_requests_are_numbered_in_the_setting(library: Path, tmp_path: Path) -> None:
     for number, key in enumerate(("first", "first and second")):
         change(pretend(library, tmp_path, "retrain", 3, name=f"-{number}"), split_key=key)

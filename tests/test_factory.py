@@ -308,6 +308,8 @@ def test_bad_subsets_are_refused(tmp_path: Path) -> None:
     refusal(lambda: make_pool(tmp_path, subset="given", subsets=str(tmp_path / "none.npz")), "cannot read --subsets")
     refusal(lambda: quick(subset="given"), "--subsets FILE")
     refusal(lambda: quick(subsets="x.npz"), "--subset given")
+    refusal(lambda: quick(subset="half", models=4, fraction=0.5), "--fraction is of --subset fraction", "half")
+    refusal(lambda: quick(influence_above=0.5), "give --influence")
     refusal(lambda: make_pool(tmp_path, fraction=0.99), "fewer than two")
     assert not (tmp_path / "pool").exists()
 

@@ -116,7 +116,7 @@ def labelled() -> SimpleNamespace:
 
 def settings(**values: object) -> PoolConfig:
     return PoolConfig.named("fast", **{"models": 24, "subset": "half", "engine": "serial", "pool_batch": 32, "pool_lr": 0.1,
-                                       "pool_epochs": 10, "influence_above": 0.2} | values)
+                                       "pool_epochs": 10} | values)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_image_influences_its_twin_as_it_memorizes(labelled: SimpleNamespace, po
 def test_run_of_the_score_keeps_pool_cost_and_influence(job: Job, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of seven test images, which do not divide the sixty."""
     monkeypatch.setattr("memorization.feldman.BLOCK", 7)
-    cfg = settings(influence=True, influence_whole=True)
+    cfg = settings(influence=True, influence_whole=True, influence_above=0.2)
     entry = SCORES["memorization"]
     assert (entry.polarity, entry.original, entry.config, entry.prepare) == (1, False, PoolConfig, prepare)
     with Run(job.where, "memorization", "toy", {"cfg": cfg}) as job.run:

@@ -114,3 +114,50 @@ def test_influence_is_written_on_request(made: Path) -> None:
     pairs = arrays(shell.only(made, "memorization", score="memorization").folder, "influence.npz")
     assert len(pairs["value"]) and (np.abs(pairs["value"]) > 0.9).all()
     assert pairs["train_index"].max() < 430 and pairs["test_index"].max() < 107
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--subset", "fraction", "--models", 4], "were seen by all or by none of the 4 models"),
+    (["--models", 4, "--scores", "none.npz"], "--scores is what a proxy is compared with")])
+def test_pool_that_cannot_be_scored_is_not_trained(words: list[object], said: str, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """Too few models, or a flag without use: said before the first model, and nothing is written."""
+    with pytest.raises(SystemExit):
+        shell.call("main_memorization.py", *POOL, *words, save_dir=tmp_path)
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_file_to_compare_with_is_read_before_the_work(made: Path, capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    with pytest.raises(SystemExit):
+        shell.call("main_memorization.py", "--score", "ho_ret", "--ft_epochs", 2, "--seed", 1, "--scores", "no.npz", save_dir=made)
+    assert "cannot read the scores in no.npz" in capsys.readouterr().err
+
+
+def test_unlearned_model_has_no_learning_events_of_its_own(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The errors say whose to name; the original's own file cuts groups, at the cost of what recording took."""
+    original = shell.only(made, "train")
+    shell.forget(original, tmp_path, "raw", "--num_indexes_to_replace", 20)
+    unlearned = shell.only(tmp_path, "forget")
+    group = ["--mem_proxy", "bi_acc", "--mem", "high", "--num_indexes_to_replace", 20]
+    with pytest.raises(SystemExit):
+        shell.forget(unlearned, tmp_path, "raw", *group)
+    assert "is of a forget run" in (said := capsys.readouterr().err) and "--scores" in said
+    with pytest.raises(SystemExit):
+        shell.call("main_memorization.py", "--score", "bi_acc", "--checkpoint", unlearned.folder, save_dir=tmp_path)
+    assert "is of a forget run" in (said := capsys.readouterr().err) and "--checkpoint" in said
+    copy = shell.only(made, "memorization", score="bi_acc").folder / "scores.npz"
+    for number, file in enumerate((original.folder / "events.npz", copy)):
+        shell.forget(unlearned, tmp_path / str(number), "raw", *group, "--scores", file)
+        seconds = shell.only(tmp_path / str(number), "forget").record["scores"]["seconds"]
+        assert seconds == pytest.approx(original.record["seconds"]["events"], abs=0.5) and seconds > 0
+
+
+def test_curvature_that_a_finished_run_lacks_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.train(tmp_path)
+    capsys.readouterr()
+    shell.train(tmp_path, 1, "--record_curvature")
+    assert "recorded no loss curvature" in capsys.readouterr().out
+    shell.train(made, 1, "--record_curvature")
+    assert "recorded no loss curvature" not in capsys.readouterr().out

@@ -78,6 +78,8 @@ def test_free_plan_says_group_method_and_values() -> None:
     high, _, mid = (step.cfg for step in made.steps)
     assert (high.unlearn_lr, high.rl_labels, high.unlearn_epochs) == (0.02, "any", METHODS["RL"].config().unlearn_epochs)
     assert (mid.rewind, mid.msteps) == (True, 1)
+    spaced = "low:raw   mid:FT high:RL( density= 0.3 ,\tunlearn_lr =0.02 )\n"
+    assert make(plan=spaced).facts() == make(plan="low:raw mid:FT high:RL(density=0.3,unlearn_lr=0.02)").facts()
     (step,) = make(plan="all:FT(decreasing_lr=3/5,lr_gamma=.2,schedule=step)").steps
     assert (step.group, step.cfg.decreasing_lr, step.cfg.lr_gamma, step.cfg.schedule) == ("all", (3, 5), 0.2, "step")
 
@@ -107,6 +109,7 @@ def test_values_that_are_not_given_are_the_protocols() -> None:
     ({"plan": "all:FT", "shuffle": True}, "--shuffle is about groups"),
     ({"plan": "all:FT", "budget": "single"}, "--budget is of --plan_name vanilla"),
     ({"plan": "all:FT", "mask_mode": "published"}, "no step has one"),
+    ({"plan": "all:raw", "density": 0.5}, "--density asks for"),
     ({"method": "FT", "plan_name": "vanilla", "order": ("high", "mid", "low")}, "has no groups"),
     ({"method": "FT", "mask_mode": "published"}, "no step has one"),
     ({"plan_name": "rum", "budget": "single"}, "--budget is of --plan_name vanilla")])

@@ -97,8 +97,8 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
         _cover(cfg.plan, [step.group for step in steps])
         alike = {step.method.name for step in steps}
         _unused(cfg, steps, "--plan")
-        own_values = f"RUM^F {min(alike)}, settings per group" if len(alike) == 1 and len(steps) > 1 else f"plan {cfg.plan}"
-        return Plan(_told(own_values, cfg), steps, cfg)
+        own_values = f"RUM^F {min(alike)}, settings per group"
+        return Plan(_told(own_values if len(alike) == 1 and len(steps) > 1 else f"plan {_tidy(cfg.plan)}", cfg), steps, cfg)
     if named == "rum":
         by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
         _unused(cfg, tuple(by_group.values()), "--plan_name rum")
@@ -124,6 +124,8 @@ def _unused(cfg: PlanConfig, steps: tuple[Step, ...], asked: str) -> None:
         raise BadInput(f"--order is of rumf and rum; leave it away, {asked} has {'no groups' if whole else 'its own order'}")
     if cfg.budget != "equal" and asked != "--plan_name vanilla":
         raise BadInput(f"--budget is of --plan_name vanilla; leave it away with {asked}")
+    if cfg.density is not None and all(step.density is None for step in steps):
+        raise BadInput("--density asks for saliency masks, and no method of this plan takes one; leave it away")
     if cfg.mask_mode != "strict" and all(step.density is None for step in steps):
         raise BadInput("--mask_mode is about saliency masks, and no step has one; give --density, or leave it away")
 
@@ -160,6 +162,11 @@ def parse(text: str, protocol: str = "rum", density: float | None = None) -> tup
         steps.append(_step(found[1], METHODS[found[2]], found[3] or "", protocol, density))
         at = found.end()
     return tuple(steps)
+
+
+def _tidy(text: str) -> str:
+    """A plan's text with single spaces between steps and none in brackets, so that spelling makes no other plan of it."""
+    return " ".join(re.sub(r"\s+", "", found[0]) for found in STEP.finditer(text))
 
 
 def _step(group: str, method: Method, text: str, protocol: str, density: float | None) -> Step:

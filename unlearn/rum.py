@@ -108,7 +108,8 @@ class Chain:
         self.rows, self.seconds = [], {}
         for number, step in enumerate(plan.steps):
             told = self.told + self._tell(plan, request)[: number + 1]
-            facts = {**self.facts, "steps": told, "mask_mode": plan.cfg.mask_mode}
+            key = request.data.splits.data_key  # a published original has no record that the data are checked against
+            facts = {**self.facts, "data_key": key, "steps": told, "mask_mode": plan.cfg.mask_mode}
             label = f"{self._label()}-{number + 1}-{step.group}-{step.method.name}"
             with Run(self.where, "step", label, self.settings, **facts) as run:
                 if run.done:
