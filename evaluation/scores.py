@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from evaluation import tow
 from evaluation.pairs import AnalysisConfig
 from evaluation.report import Extra, Number, Row, cell, grid, labels_of
 from groups import POLARITY, RECORDED, read_scores
+from memorization import SCORES
 from memorization.proxies import spearman
 from sources.arrays import UNREADABLE
 from utils import BadInput, Saved, find_runs, read_record
@@ -22,7 +24,10 @@ WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about gro
 
 
 class Scored(NamedTuple):
-    """A score of one original, or of a pool of models; variant: name and settings, as ``report.labels_of`` has them."""
+    """A score of one original, or of a pool of models; variant: name and settings, as ``report.labels_of`` has them.
+
+    owner: the original or the pool; of a pool that has grown, several runs have the scores.
+    """
 
     network: str
     name: str
@@ -45,7 +50,7 @@ def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
     found = [_of_run(run) for run in runs if not _is_copy(run) and _fits(run, cfg)]
     parents = dict.fromkeys(Path(run.record["parent"]["path"]).parent for run in [*used, *copies] if _fits(run, cfg))
     found += [scored for folder in parents for scored in _recorded(folder)]
-    found = list({(s.variant, s.owner, s.key): s for s in found}.values())
+    found = list({(s.name if s.name == "memorization" else s.variant, s.owner, s.key): s for s in found}.values())
     references = {scored.key: _reference(scored, cfg, runs, used) for scored in found}
     return [_extra(found, references)] if found else []
 
@@ -60,8 +65,10 @@ def _is_copy(run: Saved) -> bool:
 
 def _of_run(run: Saved) -> Scored:
     name, spent = run.setting("score"), run.record["seconds"]
-    variant = json.dumps([name, run.record["settings"]["cfg"], None, {}])
-    owner = run.record.get("parent", {}).get("sha256", "")
+    weighty = {f.name for f in dataclasses.fields(SCORES[name].config) if f.metadata.get("digest", True)}
+    cfg = {setting: value for setting, value in run.record["settings"]["cfg"].items() if setting in weighty}
+    variant = json.dumps([name, cfg, None, {}])
+    owner = run.record["pool"] if name == "memorization" else run.record["parent"]["sha256"]
     return Scored(_network(run), name, variant, run.folder / "scores.npz", spent.get("score", 0.0) + spent.get("pool", 0.0),
                   run.record["images_key"], owner)
 

@@ -12,8 +12,8 @@ import torch
 from conftest import TOY, quiet_runtime, toy_arrays
 
 from dataset import Data, DataConfig, Images, Splits
-from memorization.factory import Pool, PoolConfig, prepare
-from memorization.feldman import influence, memorization, score_memorization
+from memorization.factory import Pool, PoolConfig
+from memorization.feldman import influence, memorization, prepare_scored, score_memorization
 from memorization.registry import SCORES, Job
 from models import ModelConfig
 from utils import BadInput, Run, RunConfig, Runtime
@@ -128,7 +128,7 @@ def job(labelled: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def pool(job: Job) -> Pool:
-    job.prepared = prepare(job, settings())
+    job.prepared = prepare_scored(job, settings())
     return job.prepared
 
 
@@ -158,7 +158,7 @@ def test_run_of_the_score_keeps_pool_cost_and_influence(job: Job, pool: Pool, mo
     monkeypatch.setattr("memorization.feldman.BLOCK", 7)
     cfg = settings(influence=True, influence_whole=True, influence_above=0.2)
     entry = SCORES["memorization"]
-    assert (entry.polarity, entry.original, entry.config, entry.prepare) == (1, False, PoolConfig, prepare)
+    assert (entry.polarity, entry.original, entry.config, entry.prepare) == (1, False, PoolConfig, prepare_scored)
     with Run(job.where, "memorization", "toy", {"cfg": cfg}) as job.run:
         entry.apply(job, cfg)
     assert job.run.seconds["pool"] == pytest.approx(pool.seconds()) and pool.seconds() > 0.1
