@@ -107,7 +107,8 @@ def choose_forget(cfg: ForgetConfig, pool: Candidates, seed: int, thirds: bool =
         gone = _draw_forget(cfg, pool, seed)
     if len(gone) == len(pool.train):
         raise BadInput(f"the forget set is the whole training set ({len(gone)} examples); forget fewer")
-    if thirds and len(groups) < 2:
+    ordered = cfg.score is not None and POLARITY[cfg.score] != 0
+    if thirds and len(groups) < 2 and (ordered or not groups):  # a single chunk has no thirds, but may need none
         return given(cfg, pool, gone)
     return Chosen(gone, groups, _facts(cfg) if scores is not None else {})
 
@@ -188,12 +189,17 @@ def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.ndarray]:
     """The ``size`` examples of each chunk that are nearest to the centroid."""
     with _open(Path(cfg.scores)) as file:
-        missing = {"group", "distance", "levels", "chunk_es"} - set(file.files)
+        names = ["group", "distance", "levels", "chunk_es"]
+        missing = set(names) - set(file.files)
         if missing:
             raise BadInput(f"{cfg.scores} holds no chunks ({', '.join(sorted(missing))} missing); make them: python "
                            "main_memorization.py --score es")
-        group, distance, levels, measured = (file[key] for key in ("group", "distance", "levels", "chunk_es"))
-    count = len(measured)
+        group, distance, levels, measured = _arrays(file, Path(cfg.scores), names)
+    count = np.size(measured)
+    whole = {group.shape, distance.shape} == {pool.y.shape} and np.isin(levels, np.arange(count)).all()
+    if not whole or len(np.unique(levels)) != len(LEVELS):
+        raise BadInput(f"{cfg.scores}: the chunks do not fit the {len(pool.y)} training images; make them anew: python "
+                       "main_memorization.py --score es --force")
     if cfg.group_index == -1 and count <= max(ES_CHUNKS):
         raise BadInput(f"--group_index -1 means the published chunks {ES_CHUNKS} of 15; {cfg.scores} has {count} chunks")
     if cfg.group_index == -1:  # their labels go by what was measured, which does not rise with the distance
@@ -228,6 +234,13 @@ def _open(path: Path) -> Any:
     return file
 
 
+def _arrays(file: Any, path: Path, names: list[str]) -> list[np.ndarray]:
+    try:
+        return [np.asarray(file[name]) for name in names]
+    except UNREADABLE as error:
+        raise BadInput(f"cannot read the scores in {path}: {' '.join(str(error).split())}") from None
+
+
 def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None) -> np.ndarray:
     """A score of every training image, float64 [N]; NaN where the file has none.
 
@@ -240,16 +253,13 @@ def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_
     Raises:
         BadInput: unreadable, no such score, another length, other labels, another data set.
     """
-    try:
-        with _open(path) as file:
-            wanted = [key for key in (name, PUBLISHED.get(name)) if key in file.files]
-            if not wanted:
-                raise BadInput(f"{path} holds no '{name}' (it has {', '.join(file.files) or 'nothing'})")
-            values = np.asarray(file[wanted[0]])
-            inside = [file[key] for key in ("labels", PUBLISHED["labels"]) if key in file.files]
-            key = str(file["images_key"]) if "images_key" in file.files else None
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read the scores in {path}: {error}") from None
+    with _open(path) as file:
+        wanted = [key for key in (name, PUBLISHED.get(name)) if key in file.files]
+        if not wanted:
+            raise BadInput(f"{path} holds no '{name}' (it has {', '.join(file.files) or 'nothing'})")
+        told = [key for key in ("labels", PUBLISHED["labels"]) if key in file.files]
+        values, *inside = _arrays(file, path, [wanted[0], *told])
+        key = str(*_arrays(file, path, ["images_key"])) if "images_key" in file.files else None
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
         raise BadInput(f"{path}: '{name}' must be one number for each training image; got {values.dtype} {values.shape}")
     advice = "take the scores of this data set (and the same --classes)"
@@ -273,7 +283,7 @@ def _facts(cfg: ForgetConfig) -> dict[str, Any]:
     path, seconds = Path(cfg.scores), 0.0
     if (path.parent / "record.json").exists():
         spent = read_record(path.parent).record["seconds"]
-        seconds = sum(spent.get(name, 0.0) for name in (("events",) if path.name == "events.npz" else ("score", "pool")))
+        seconds = sum(spent.get(name, 0.0) for name in ("events", "score", "pool"))
     return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
 
 
@@ -290,6 +300,10 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
     """
     events = original.folder / "events.npz" if original is not None and original.record else None
     if name in RECORDED:
+        if events is not None and original.record["stage"] != "train":
+            raise BadInput(f"'{name}' is recorded while an original is trained, and {original.folder} is of a "
+                           f"{original.record['stage']} run; name that original's events.npz by --scores, or use ho_ret or "
+                           "loss_curvature, which are of any model")
         if events is None or not events.exists():
             raise BadInput(f"'{name}' is recorded while an original is trained, and there is no events.npz beside this one; "
                            "train it by main_train.py (--force repeats a run), or name a file by --scores")

@@ -15,11 +15,12 @@ from utils import Run, Runtime, say
 def main(args):
     rt = Runtime(args.rt)
     data = dataset.load(args.data, rt, data_key=args.original.record.get("data_key") if args.original else None)
+    report.check(args, data)
     job = registry.Job(data, rt, args.data, args.model, args.run, args.original)
     if not args.entry.ready(job, args.cfg):
         return
-    with Run(args.run, "memorization", args.label, args.settings, **args.identity, **data.splits.keys(),
-             images_key=data.splits.images_key) as run:
+    identity = {**args.identity, **job.identity, **data.splits.keys(), "images_key": data.splits.images_key}
+    with Run(args.run, "memorization", args.label, args.settings, **identity) as run:
         if not run.done:
             job.run = run
             with run.timed(rt, "score"):

@@ -20,9 +20,11 @@ def main(args):
     forget = plan.forget_of(args.plan, args.forget)
     data = dataset.load(args.data, rt, forget, args.original.record.get("data_key"), thirds=True)
     common = {name: args.settings[name] for name in ("protocol", "data", "model", "rt")}
-    chain = rum.Chain(args.original.file, args.run, args.model, common, args.identity, args.label)
-    for request in rum.requests(todo, data, args.forget):
+    chain = rum.Chain(args.original.file, args.run, args.model, common, args.identity)
+    asked = rum.requests(todo, data, args.forget)
+    for request in asked:
         accuracy.check(request.data, args.evaluation)
+    for request in asked:
         facts = {"plan": todo.facts(), "request": request.facts(), "before": list(chain.told)}
         with Run(args.run, "rum", args.label, args.settings, **args.identity, **facts, **request.data.splits.keys()) as run:
             if run.done:

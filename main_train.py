@@ -8,7 +8,7 @@ import dataset
 import models
 import trainer
 from evaluation import accuracy
-from memorization.events import Events
+from memorization import events
 from utils import Run, Runtime, say
 
 
@@ -19,7 +19,7 @@ def main(args):
     with Run(args.run, "train", args.label, args.settings, data_key=data.splits.data_key) as run:
         if not run.done:
             model = models.new(args.model, data, rt, "train")
-            seen = Events(len(data.images.y), rt, curvature=args.record.record_curvature)
+            seen = events.Events(len(data.images.y), rt, curvature=args.record.record_curvature)
             with run.timed(rt, "train"):
                 trainer.train(model, data.loader("train", rt, "train"), args.cfg, rt, run, watch=seen)
             run.seconds["events"] = seen.seconds
@@ -27,6 +27,8 @@ def main(args):
             accuracy.evaluate_original(model, data, rt, run)
             models.save(run, model)
             run.result(**rt.facts())
+        else:
+            events.check_recorded(run.folder / "events.npz", args.record.record_curvature)
     say(f"{run.summary()}  {accuracy.line(run.values['metrics'])}")
 
 

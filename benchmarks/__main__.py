@@ -1,4 +1,4 @@
-"""Measure loader, training step, evaluation, attack and the second-order methods against the plain way, interleaved.
+"""Measure loader, training step, evaluation, attack, pool and the second-order methods against the plain way, interleaved.
 
 Medians of rounds.
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import models
-from benchmarks import plain, second_order
+from benchmarks import plain, pool, second_order
 from dataset import Data, Images, Splits
 from evaluation import mia, svc
 from evaluation.accuracy import EvaluationConfig, summarise
@@ -175,7 +175,7 @@ def bench_attack(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[
 
 
 BENCHES = {"loader": bench_loader, "step": bench_step, "evaluation": bench_evaluation, "attack": bench_attack,
-           **second_order.benches(interleaved, make_data, make_model)}
+           "pool": pool.bench, **second_order.benches(interleaved, make_data, make_model)}
 
 
 def main() -> None:
@@ -202,6 +202,8 @@ def main() -> None:
         for name, found in BENCHES[what](rt, args):
             numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
             print(f"{name}: {numbers}", flush=True)
+        if what == "pool":  # its processes' memory is not this one's
+            continue
         ours, theirs = (peak_of(what, side, args) for side in ("ours", "plain"))
         print(f"{what}: peak memory of a process {ours:.0f} MiB, plain {theirs:.0f} MiB", flush=True)
 

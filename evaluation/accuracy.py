@@ -32,6 +32,10 @@ METRICS = {
             "value above retrain's is over-forgetting, not success"),
     "privacy": ("%", "50", "balanced accuracy of the confidence attack on held-out members and non-members"),
     "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
+    "acc_low, acc_mid, acc_high": ("%", "as retrain's", "accuracy on the least, middle and most memorized part of the forget "
+                                   "set (by ES: entangled), where scores cut it into groups"),
+    "MIA_low, MIA_mid, MIA_high": ("%", "as retrain's", "share of that part which the confidence attack calls non-member; one "
+                                   "fit for all parts, that of MIA"),
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
     "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or weights or outputs that are not "
@@ -39,6 +43,10 @@ METRICS = {
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),
+    "seconds_scores": ("s", "low", "time of the scores that RUM and RUM^F refine by: the pool of models, or what recording "
+                       "them added to the original's training; 0 for methods that need none. That the forget set itself was "
+                       "chosen by scores does not count: it is the request, whichever method serves it"),
+    "seconds_total": ("s", "low", "seconds + seconds_scores"),
 }
 
 
@@ -122,11 +130,8 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
 
     An output row that is not finite is a wrong answer; there is no attack on such a model.
     """
-    parts = {part: mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
-             for part in PARTS if f"{part}_logits" in arrays}
-    test_all = parts["test"]
-    left = torch.from_numpy(remaining(arrays, whole_classes))
-    parts["test"] = mia.Outputs(test_all.logits[left], test_all.labels[left])
+    parts = _parts(arrays, whole_classes)
+    test_all = _outputs(arrays, "test")
     found: dict[str, Any] = {part: of(o.logits, o.labels) for part, o in parts.items()}
     found["test_all"] = of(test_all.logits, test_all.labels)
     found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"]}
@@ -134,8 +139,7 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
     found["collapsed"] = collapse(found["retain"], test_all.logits.shape[1], finite)
     if not finite:
         return found | {"MIA": None, "privacy": None, "mia": {name: {} for name in ("forget", "privacy", "auc")}}
-    draw = np.random.default_rng([seed, 0x6D6961])  # the same members for every method of a seed
-    attack = mia.membership(parts["retain"], parts["test"], parts["forget"], rule=cfg.mia, mode=cfg.mia_mode, generator=draw)
+    attack = mia.membership(parts["retain"], parts["test"], parts["forget"], **_attack(cfg, seed))
     percent = {name: {k: 100 * v for k, v in attack[name].items()} for name in ("forget", "privacy", "auc")}
     found |= {"MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
               "mia": percent | {name: attack[name] for name in ("members", "solver") if name in attack}}
@@ -145,6 +149,28 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
 def of(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Accuracy in %, of logits float [N, K] and labels int64 [N]; a row that is not finite is a wrong answer."""
     return 100 * tow.accuracy(logits.nan_to_num(), torch.where(torch.isfinite(logits).all(1), labels, -1))
+
+
+def nonmembers(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,
+               seed: int) -> np.ndarray:
+    """Which examples of the forget set the confidence attack calls non-members, bool [N]; their share is ``MIA``."""
+    parts = _parts(arrays, whole_classes)
+    return mia.nonmembers(parts["retain"], parts["test"], parts["forget"], **_attack(cfg, seed))
+
+
+def _parts(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...]) -> dict[str, mia.Outputs]:
+    """The outputs of each part that there is; the test set's without the classes that are forgotten whole."""
+    parts = {part: _outputs(arrays, part) for part in PARTS if f"{part}_logits" in arrays}
+    return parts | {"test": parts["test"].take(np.flatnonzero(remaining(arrays, whole_classes)))}
+
+
+def _outputs(arrays: Mapping[str, np.ndarray], part: str) -> mia.Outputs:
+    return mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
+
+
+def _attack(cfg: EvaluationConfig, seed: int) -> dict[str, Any]:
+    # the same members for every method of a seed
+    return {"rule": cfg.mia, "mode": cfg.mia_mode, "generator": np.random.default_rng([seed, 0x6D6961])}
 
 
 def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) -> np.ndarray:

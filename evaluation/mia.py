@@ -307,6 +307,19 @@ def membership(
     return _attack(values, _values(forget, published), rule)
 
 
+def nonmembers(retain: Outputs, test: Outputs, forget: Outputs, *, rule: str, mode: str, generator: np.random.Generator,
+               feature: str = "confidence") -> np.ndarray:
+    """Which forget examples the attack on one feature calls non-members, bool [N]; arguments as of ``membership``.
+
+    The fit is that of ``membership``, so that the share of them over any part of the forget set is what ``membership`` would
+    say of that part alone (``m_entropy_published`` aside, which depends on the whole batch).
+    """
+    published = mode == "published"
+    fit = _draws(retain.labels, test.labels, published, generator)[0]
+    sides = [_values(part.take(index), published)[feature] for part, index in zip((retain, test), fit, strict=True)]
+    return ~_fit(rule, feature, *sides)[0](_values(forget, published)[feature]).astype(bool)
+
+
 def check_labels(retain: Tensor, test: Tensor, mode: str) -> None:
     """Refuse, before a model is trained, labels (int64 [N]) of which no members and non-members can be drawn.
 

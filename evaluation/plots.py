@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.report import FLOOR, Row
+from evaluation.report import FLOOR, Number, Pivot, Row, costs_scores
+from groups import LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,13 +20,23 @@ BLUE, ORANGE, GREEN, GREY, RED, LIGHT = "#0072B2", "#E69F00", "#009E73", "#88888
 SHADES = {"forget": ORANGE, "retain": BLUE, "test": GREEN}
 
 
+# of a group, a score's column or a kind of plan, in the order of the columns
+HUES = (BLUE, GREEN, ORANGE, RED, "#CC79A7", "#56B4E9", GREY, "black", "#7A5230", "#B8A700")
+KINDS = {"RUM": RED, "RUM^F": BLUE, "shuffle": ORANGE, "vanilla": GREEN, "plan": "#CC79A7"}
+PLAIN = "method alone, by main_forget.py"
+
+
 def tow_figures(table: list[Row]) -> dict[str, Figure]:
-    return {"tow": bars(table, "ToW", "Tug-of-War (ToW)"), "accuracy": accuracies(table), "confidence": histograms(table),
-            "cost": cost(table, "ToW")}
+    figures = {"tow": bars(table, "ToW", "Tug-of-War (ToW)"), "accuracy": accuracies(table), "confidence": histograms(table),
+               "cost": cost(table, "ToW")}
+    if any("acc_low" in row.numbers for row in table):
+        figures["group_accuracy"] = groups(table)
+    return figures | ({"cost_total": cost(table, "ToW", "seconds_total")} if costs_scores(table) else {})
 
 
 def mia_figures(table: list[Row]) -> dict[str, Figure]:
-    return {"tow_mia": bars(table, "ToW-MIA", "ToW-MIA"), "mia": efficacy(table), "cost_mia": cost(table, "ToW-MIA")}
+    figures = {"tow_mia": bars(table, "ToW-MIA", "ToW-MIA"), "mia": efficacy(table), "cost_mia": cost(table, "ToW-MIA")}
+    return figures | ({"cost_total_mia": cost(table, "ToW-MIA", "seconds_total")} if costs_scores(table) else {})
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Figure, Any]:
@@ -75,21 +88,102 @@ def accuracies(table: list[Row]) -> Figure:
     """Forget, retain and test accuracy of every method; retrain's as dashed lines of the same colours."""
     shown = _methods(table)
     figure, axes = _figure(max(8, 1.6 + 0.85 * len(shown)), 4.6)
-    width = 0.26
-    for place, (part, colour) in enumerate(SHADES.items()):
-        at = np.arange(len(shown)) + (place - 1) * width
-        values = [row.numbers[part][0] for row in shown]
-        axes.bar(at, values, width, yerr=[_half(r, part) for r in shown], color=colour, label=part, capsize=2)
-        for row in shown:
-            if row.pairs[0].method == "retrain":
-                axes.axhline(row.numbers[part][0], color=colour, linestyle="--", linewidth=1)
-    axes.set_xticks(range(len(shown)), [row.told for row in shown], rotation=30, ha="right")
-    lowest = min(_low(row, part) for row in shown for part in SHADES)
-    axes.set_ylim(max(0.0, lowest - 5), 101)
+    _beside(axes, shown, {part: (part, colour) for part, colour in SHADES.items()})
     axes.set_ylabel("accuracy in %; dashed: retrain's")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=3, frameon=False)
     axes.set_title(f"Accuracy: {table[0].setting}", fontsize=10)
     return figure
+
+
+def groups(table: list[Row]) -> Figure:
+    """Accuracy and MIA efficacy on the low, mid and high part of the forget set; retrain's as dashed lines."""
+    shown = [row for row in _methods(table) if "acc_low" in row.numbers]
+    figure, panels = _figure(max(8, 1.6 + 0.85 * len(shown)), 7.6, 2, 1, sharex=True)
+    for axes, kind, what in zip(panels, ("acc", "MIA"), ("accuracy in %", "called non-member in %"), strict=True):
+        _beside(axes, shown, {f"{kind}_{level}": (level, colour) for level, colour in zip(LEVELS, HUES, strict=False)})
+        axes.set_ylabel(what + ("; dashed: retrain's" if shown[0].pairs[0].method == "retrain" else ""))
+    panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=3, frameon=False)
+    panels[0].set_title(f"Accuracy (above) and MIA efficacy by group: {table[0].setting}", fontsize=10)
+    return figure
+
+
+def _beside(axes: Any, shown: list[Row], parts: dict[str, tuple[str, str]]) -> None:
+    """Three bars a method; parts: measure -> (label, colour)."""
+    width = 0.26
+    for place, (part, (label, colour)) in enumerate(parts.items()):
+        at = np.arange(len(shown)) + (place - 1) * width
+        values = [row.numbers[part][0] for row in shown]
+        axes.bar(at, values, width, yerr=[_half(r, part) for r in shown], color=colour, label=label, capsize=2)
+        for row in shown:
+            if row.pairs[0].method == "retrain":
+                axes.axhline(row.numbers[part][0], color=colour, linestyle="--", linewidth=1)
+    axes.set_xticks(range(len(shown)), [row.told for row in shown], rotation=30, ha="right")
+    lowest = min(_low(row, part) for row in shown for part in parts)
+    axes.set_ylim(max(0.0, lowest - 5), 101)
+
+
+def dots(pivot: Pivot, name: str, title: str) -> Figure:
+    """A line a method, a point a column of the table (low, mid, high, mix) with its interval; right is better."""
+    figure, axes = _figure(8.5, 2.0 + 0.13 * len(pivot.cells) * max(3, len(pivot.columns)))
+    series = {column: {method: there[column] for method, there in pivot.cells.items() if column in there}
+              for column in pivot.columns}
+    _points(axes, list(pivot.cells), series, dict(zip(pivot.columns, HUES * len(series), strict=False)))
+    _tell(figure, [axes], pivot, name, title)
+    return figure
+
+
+def plans(pivot: Pivot, name: str, title: str) -> Figure:
+    """A panel a score; a line a method, a point for each way to use it: RUM^F, shuffle, vanilla, alone."""
+    ways = {label: _way(label) for label in pivot.cells}
+    lines = list(dict.fromkeys(base for _, base in ways.values()))
+    kinds = [kind for kind in (*KINDS, PLAIN) if kind in {kind for kind, _ in ways.values()}]
+    height = 2.0 + 0.13 * len(lines) * max(3, len(kinds))
+    figure, panels = _figure(3.4 + 3.6 * len(pivot.columns), height, 1, len(pivot.columns), squeeze=False, sharex=True,
+                             sharey=True)
+    for axes, column in zip(panels.flat, pivot.columns, strict=True):
+        series = {kind: {base: pivot.cells[label][column] for label, (own, base) in ways.items()
+                         if own == kind and column in pivot.cells[label]} for kind in kinds}
+        _points(axes, lines, series, KINDS | {PLAIN: GREY})
+        axes.set_title(f"by {column}" if " " not in column else column, fontsize=10)
+    _tell(figure, list(panels.flat), pivot, name, title)
+    return figure
+
+
+def _way(label: str) -> tuple[str, str]:
+    """A row's kind and method: ("RUM^F", "NG (alpha=0.9)"); a plan of several methods is its own line."""
+    kind, _, rest = label.partition(" ")
+    if kind in ("RUM", "plan"):
+        return kind, label
+    return (kind, rest) if kind in KINDS else (PLAIN, label)
+
+
+def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Number]], colours: Mapping[str, str]) -> None:
+    """Points with intervals, the first line at the top; an interval that is wider than the axes is cut off."""
+    sharing = {line: [label for label, numbers in series.items() if line in numbers] for line in lines}
+    for label, numbers in series.items():
+        shift = [sharing[line].index(label) - (len(sharing[line]) - 1) / 2 for line in numbers]
+        at = [lines.index(line) + 0.72 * s / max(2, len(series)) for line, s in zip(numbers, shift, strict=True)]
+        halves = [float("nan") if half is None else half for _, half, _ in numbers.values()]
+        axes.errorbar([mean for mean, *_ in numbers.values()], at, xerr=halves, fmt="o", markersize=5, capsize=2, elinewidth=1,
+                      color=colours[label], label=label)
+    for between in range(1, len(lines)):
+        axes.axhline(between - 0.5, color="#DDDDDD", linewidth=0.8)
+    axes.set_yticks(range(len(lines)), [textwrap.fill(line, 36) for line in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+
+
+def _tell(figure: Figure, panels: list[Any], pivot: Pivot, name: str, title: str) -> None:
+    """Limits by the points, since an interval over two seeds can be wider than all of them; title, legend and axes."""
+    numbers = [number for there in pivot.cells.values() for number in there.values()]
+    low = min(mean for mean, *_ in numbers)
+    room = 1.005 - low
+    lowest = max(0.0, low - 0.6 * room, min(mean - (half or 0.0) for mean, half, _ in numbers))
+    for axes in panels:
+        axes.set_xlim(lowest - 0.04 * room, 1.0 + 0.04 * room)
+        axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    figure.suptitle(f"{title}: {pivot.heading}", fontsize=10)
 
 
 def confidences(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -142,25 +236,27 @@ def efficacy(table: list[Row]) -> Figure:
     return figure
 
 
-def cost(table: list[Row], name: str) -> Figure:
-    """Seconds of the method, mask included, against ToW: upper left is better."""
-    shown = [row for row in _methods(table, name) if row.numbers["seconds"][0] > 0 and row.pairs[0].method != "raw"]
+def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
+    """Seconds of the method, mask included (and with ``seconds_total`` its scores), against ToW: upper left is better."""
+    shown = [row for row in _methods(table, name) if row.numbers[spent][0] > 0 and row.pairs[0].method != "raw"]
     shown.sort(key=lambda row: row.numbers[name][0])
     figure, axes = _figure(9, 5)
     for place, row in enumerate(shown):
-        x, y = row.numbers["seconds"][0], row.numbers[name][0]
+        x, y = row.numbers[spent][0], row.numbers[name][0]
         colour = RED if row.pairs[0].method == "retrain" else BLUE
-        axes.errorbar(x, y, xerr=_half(row, "seconds"), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
+        axes.errorbar(x, y, xerr=_half(row, spent), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
         # names stand in a column beside the axes, in the order of the points: near points would hide each other's
         axes.annotate(row.told, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,
                       va="center", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)})
     axes.set_xscale("log")
-    points = [(row.numbers["seconds"][0], row.numbers[name][0]) for row in shown]
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    points = [(row.numbers[spent][0], row.numbers[name][0]) for row in shown]
     xs, ys = zip(*points, strict=True) if points else ((1.0,), (0.0,))
     axes.set_xlim(min(xs) / 3, max(xs) * 3)  # the points decide: an interval over two seeds can be wider than all of them
     axes.set_ylim(max(-0.03, min(ys) - 0.3 * (1.03 - min(ys))), 1.03)
-    axes.set_xlabel("seconds (method and mask, without evaluation), log scale; bars: 95 % t-intervals over seeds")
+    counted = "method and mask" if spent == "seconds" else "method, mask and scores"
+    axes.set_xlabel(f"seconds ({counted}, without evaluation), log scale; bars: 95 % t-intervals over seeds")
     axes.set_ylabel(f"{name} (1 = like retrain)")
     axes.set_title(f"Cost against {name}: {table[0].setting}", fontsize=10)
     return figure

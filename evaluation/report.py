@@ -1,4 +1,4 @@
-"""From finished records to tables: pair every run with its retrain, average over seeds, write CSV and Markdown."""
+"""From pairs of runs to tables: average over seeds, write CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -6,127 +6,24 @@ import csv
 import dataclasses
 import io
 import json
-import shlex
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
-from evaluation import tow
-from evaluation.accuracy import EvaluationConfig, load_outputs, metrics_of, remaining
-from unlearn import METHODS
-from utils import BadInput, Saved, digest_of, find_runs, hp, write_atomic
+from evaluation import accuracy, tow
+from evaluation.accuracy import load_outputs, remaining
+from evaluation.pairs import AnalysisConfig, Pair, Setting, is_plan, name_of, needs_scores, pairs
+from groups import LEVELS
+from utils import BadInput, Saved, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WEAK = 60.0  # AUC in % under which an attack's threshold says little
 FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalysisConfig(EvaluationConfig):
-    """Which finished runs to compare; a flag that is not given does not filter."""
-
-    save_dir: str = hp("runs", "folder of the run folders")
-    out: str | None = hp(None, "folder of the tables and plots (default: SAVE_DIR/analysis)")
-    dataset: str | None = hp(None, "only this data set")
-    arch: str | None = hp(None, "only this architecture")
-    unlearn: tuple[str, ...] | None = hp(None, "only these methods, by name; retrain is always there")
-    num_indexes_to_replace: int | None = hp(None, "only forget sets asked for by this number")
-    forget_fraction: float | None = hp(None, "only forget sets asked for by this share")
-    class_to_replace: tuple[int, ...] | None = hp(None, "only forget sets of these classes")
-    aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
-    seed: tuple[int, ...] | None = hp(None, "only these seeds")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out or Path(self.save_dir) / "analysis")
-
-
-@dataclasses.dataclass
-class Pair:
-    """A run and the retrain of the same split, seed and original; the metrics of both in percent."""
-
-    run: Saved
-    retrain: Saved
-    metrics: dict[str, Any]
-    reference: dict[str, Any]
-
-    @property
-    def seed(self) -> int:
-        return self.run.setting("seed")
-
-    @property
-    def method(self) -> str:
-        return self.run.setting("unlearn")
-
-
-def pairs(cfg: AnalysisConfig) -> list[Pair]:
-    """Every finished unlearning run that passes the filters, beside its retrain.
-
-    Raises:
-        BadInput: no run passes; a run has no retrain (with the command that makes it), or several.
-    """
-    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
-    runs = find_runs(Path(cfg.save_dir), ("forget",), **wanted)
-    if cfg.seed is not None:
-        runs = [run for run in runs if run.setting("seed") in cfg.seed]
-    retrains: dict[str, list[Saved]] = {}
-    for run in runs:
-        if run.setting("unlearn") == "retrain":
-            retrains.setdefault(_pairing(run), []).append(run)
-    kept = [run for run in runs if run.setting("unlearn") != "retrain" and _passes(run, cfg)]
-    if not kept:
-        raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget passes the filters; main_forget.py makes them")
-    for run in kept:
-        beside = retrains[_pairing(run)] = _plainest(retrains.get(_pairing(run), []))
-        if not beside:
-            raise BadInput(f"{run.folder} has no retrain to compare with; make it: {retrain_command(run, cfg.save_dir)}")
-        if len(beside) > 1:
-            raise BadInput(f"{run.folder} has several retrains: {', '.join(str(b.folder) for b in beside)}; keep one")
-    used = [retrains[key][0] for key in dict.fromkeys(map(_pairing, kept))]
-    attack = EvaluationConfig(mia=cfg.mia, mia_mode=cfg.mia_mode)
-    metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in [*used, *kept]}
-    found = [(run, retrains[_pairing(run)][0]) for run in [*used, *kept]]
-    return [Pair(run, ref, metrics[run.folder], metrics[ref.folder]) for run, ref in found]
-
-
-def _plainest(retrains: list[Saved]) -> list[Saved]:
-    """Of several retrains those trained as their original was; all of them if none was."""
-    def plain(run: Saved) -> bool:
-        training = run.record["parent"].get("training") or {}
-        names = METHODS["retrain"].inherits
-        return all(run.setting(ours) == training[theirs] for ours, theirs in names.items() if theirs in training)
-
-    return [run for run in retrains if plain(run)] or retrains
-
-
-def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
-    """The filters on method and forget set, which a retrain need not pass: it is found through its run."""
-    asked = all(getattr(cfg, name) in (None, run.setting(name))
-                for name in ("num_indexes_to_replace", "forget_fraction", "aug"))
-    classes = cfg.class_to_replace is None or tuple(run.setting("class_to_replace")) == cfg.class_to_replace
-    return asked and classes and (cfg.unlearn is None or run.setting("unlearn") in cfg.unlearn)
-
-
-def _pairing(run: Saved) -> str:
-    return json.dumps([run.record["split_key"], run.setting("seed"), run.record["parent"]["sha256"]])
-
-
-def retrain_command(run: Saved, save_dir: str) -> str:
-    """The command line that makes a run's retrain, to be pasted into a shell."""
-    parent, settings = run.record["parent"], run.record["settings"]
-    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", parent["path"], "--forget_index",
-             str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
-    if parent["training"] is None:  # a published file has no record to take these from
-        for name, value in {**settings["protocol"], **settings["data"], **settings["model"]}.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no_{name}")
-            elif value is not None:
-                words += [f"--{name}", str(value)]
-    return shlex.join(words)
-
-
-# ---------------------------------------------------------------------------------------------------------------- rows
+Number = tuple[float, float | None, int]  # mean, half width of the interval (None with one seed), how many
 
 
 def _shares(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -151,19 +48,43 @@ def measures(pair: Pair) -> dict[str, float]:
         a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
         if torch.isfinite(a).all() and torch.isfinite(b).all():
             numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
-    spent = pair.run.record["seconds"]
+    spent, scores = pair.run.record["seconds"], pair.run.record.get("scores", {})
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
-    return numbers
+    numbers["seconds_scores"] = scores["seconds"] if needs_scores(pair.run) else 0.0
+    numbers["seconds_total"] = numbers["seconds"] + numbers["seconds_scores"]
+    return numbers | by_group(pair, ours)
+
+
+def by_group(pair: Pair, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """acc_<group> and MIA_<group>, in percent, of every group of the forget set; ``outputs`` are the run's."""
+    if not pair.groups or pair.metrics["MIA"] is None:  # a model whose outputs are not finite has no attack
+        return {}
+    right = outputs["forget_logits"].argmax(1) == outputs["forget_labels"]
+    gone = accuracy.nonmembers(outputs, tuple(pair.run.record["whole_classes"]), pair.attack, pair.seed)
+    found: dict[str, float] = {}
+    for name, index in pair.groups.items():
+        rows = np.isin(outputs["forget_index"], index)
+        assert rows.sum() == len(index), f"{pair.run.folder}: examples of the group {name} are not among the outputs"
+        found |= {f"acc_{name}": 100 * float(right[rows].mean()), f"MIA_{name}": 100 * float(gone[rows].mean())}
+    return found
 
 
 @dataclasses.dataclass
 class Row:
-    """A method under one setting over its seeds; ``numbers``: name -> (mean, half width of the interval or None, n)."""
+    """A method under one setting over its seeds.
+
+    method: its name and what tells it from others of that name; variant: all that its runs have in common, as JSON.
+    """
 
     setting: str
     method: str
+    variant: str
     pairs: list[Pair]
-    numbers: dict[str, tuple[float, float | None, int]]
+    numbers: dict[str, Number]
+
+    @property
+    def place(self) -> Setting:
+        return self.pairs[0].setting
 
     @property
     def collapsed(self) -> int:
@@ -185,18 +106,18 @@ def rows(found: list[Pair], level: float = 0.95) -> list[Row]:
     """One row a method and setting, means and t-intervals over seeds; then the retrain-vs-retrain floor of each setting."""
     grouped: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
-        grouped.setdefault((_setting(pair.run), _variant(pair.run)), []).append(pair)
+        grouped.setdefault((pair.setting.label, _variant(pair.run)), []).append(pair)
     for (setting, _), members in grouped.items():
         seeds = [pair.seed for pair in members]
         if len(set(seeds)) < len(seeds):
             raise BadInput(f"{setting}, {members[0].method}: several runs of one seed cannot be told apart: "
                            f"{', '.join(str(p.run.folder) for p in members)}; keep one, or filter")
-    labels = _labels(grouped)
+    labels = labels_of(grouped)
     table = []
     for key, members in grouped.items():
         each = [measures(pair) for pair in members]
         numbers = {name: tow.t_interval([m[name] for m in each], level) for name in each[0] if all(name in m for m in each)}
-        table.append(Row(key[0], labels[key], members, numbers))
+        table.append(Row(key[0], labels[key], key[1], members, numbers))
     order = {"retrain": -2, "raw": -1}
     table.sort(key=lambda row: (row.setting, order.get(row.pairs[0].method, 0), row.method))
     return [row for setting in dict.fromkeys(r.setting for r in table) for row in
@@ -211,50 +132,87 @@ def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
                    for name, distance in (("ToW", tow.tow), ("ToW-MIA", tow.tow_mia))
                    if name == "ToW" or all("mia" in share for share in shares)}
         # pairs of models are not independent: the mean stands, an interval over them would be too narrow
-        yield Row(setting, FLOOR, retrained, {k: (mean, None, n) for k, (mean, _, n) in numbers.items()})
-
-
-def _setting(run: Saved) -> str:
-    """Data set, architecture, forget set and training of the original, as one label; equal over seeds."""
-    record = run.record
-    tail = digest_of([record["parent"].get("training"), run.setting("imagenet_arch")])[:4]
-    whole = ",".join(map(str, record["whole_classes"]))
-    what = f"class {whole} ({record['forget_size']} images)" if whole else f"{record['forget_size']} images"
-    return f"{run.setting('dataset')} {run.setting('arch')}, forget {what}, {record['split_key'][:6]}-{tail}"
+        yield Row(setting, FLOOR, "", retrained, {k: (mean, None, n) for k, (mean, _, n) in numbers.items()})
 
 
 def _variant(run: Saved) -> str:
-    made = run.record.get("mask", {})
-    density = made.get("density")
-    cfg = run.record["settings"]["cfg"] | {name: run.setting(name) for name in ("batch_size", "aug")}
-    return json.dumps([run.setting("unlearn"), cfg, density, run.setting("mask_mode"), made.get("saliency_mode"),
-                       *(run.setting(name) for name in ("precision", "device", "compile", "deterministic"))])
+    """Name, settings, mask and all else that must be equal in runs that are averaged over, as JSON."""
+    record = run.record
+    made = record.get("mask", {})
+    cfg, density = _plan_settings(record["plan"]) if is_plan(run) else (record["settings"]["cfg"], made.get("density"))
+    cfg = cfg | {name: run.setting(name) for name in ("batch_size", "aug")}
+    rest = {name: run.setting(name) for name in ("mask_mode", "rum_retain", "precision", "device", "compile", "deterministic")}
+    rest["saliency_mode"] = made.get("saliency_mode")
+    if is_plan(run):
+        rest["after"] = record["request"]["earlier"][:6]
+    if needs_scores(run):
+        rest["by"] = record["scores"].get("name")
+        # proxies differ by seed
+        rest["file"] = record["scores"].get("sha256", "")[:6] if rest["by"] == "memorization" else None
+    return json.dumps([name_of(run), cfg, density, rest])
 
 
-def _labels(grouped: Mapping[tuple[str, str], list[Pair]]) -> dict[tuple[str, str], str]:
-    """Method names, with the hyper-parameters that tell several rows of one method apart."""
+def _plan_settings(plan: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Those of the one method that takes every step, and its mask's density; else each step's under its group's name."""
+    steps = plan["steps"]
+    if all((step["cfg"], step["density"]) == (steps[0]["cfg"], steps[0]["density"]) for step in steps):
+        return steps[0]["cfg"], steps[0]["density"]
+    return {f"{step['group']}.{name}": value for step in steps
+            for name, value in {**step["cfg"], "density": step["density"]}.items()}, None
+
+
+def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(setting, variant) -> method's name, with the hyper-parameters that tell several variants in one setting apart."""
     labels = {}
-    for setting, variant in grouped:
-        name, cfg, density, *_ = json.loads(variant)
-        rivals = [json.loads(v) for s, v in grouped if s == setting and json.loads(v)[0] == name]
+    keys = [(setting, variant, json.loads(variant)) for setting, variant in grouped]
+    for setting, variant, (name, cfg, density, rest) in keys:
+        rivals = [theirs for s, _, theirs in keys if s == setting and theirs[0] == name]
         # originals of other seeds may have given retrain other defaults; those are in the setting
         told = [f"{k}={cfg[k]}" for k in cfg if any(r[1].get(k) != cfg[k] for r in rivals)]
         if density is not None:
             told.insert(0, f"mask {density:g}")
-        if len({json.dumps(r[3:]) for r in rivals}) > 1:
-            told += [str(word) for word in json.loads(variant)[3:]]
+        told += [f"{k} {rest[k]}" for k in rest if any(r[3].get(k) != rest[k] for r in rivals)]
         labels[setting, variant] = f"{name} ({', '.join(told)})" if told else name
     return labels
 
 
 # -------------------------------------------------------------------------------------------------------------- output
 
-TOW_COLUMNS = ("ToW", "Avg. gap", "forget", "retain", "val", "test", "disagreement_forget", "disagreement_test", "seconds")
-MIA_COLUMNS = ("ToW-MIA", "MIA", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_m_entropy_published", "MIA_prob",
-               "privacy", "AUC_confidence", "retain", "test", "seconds")
+TOW_COLUMNS = ("ToW", "Avg. gap", "forget", *(f"acc_{name}" for name in LEVELS), "retain", "val", "test", "disagreement_forget",
+               "disagreement_test", "seconds", "seconds_total")
+MIA_COLUMNS = ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "MIA_correctness", "MIA_entropy", "MIA_m_entropy",
+               "MIA_m_entropy_published", "MIA_prob", "privacy", "AUC_confidence", "retain", "test", "seconds", "seconds_total")
 
 
-def cell(number: tuple[float, float | None, int] | None, digits: int = 2) -> str:
+@dataclasses.dataclass(frozen=True)
+class Pivot:
+    """One measure of several settings beside one another: ``cells[method][column]``, where there is one."""
+
+    heading: str
+    columns: tuple[str, ...]
+    cells: dict[str, dict[str, Number]]
+
+
+class Extra(NamedTuple):
+    """A table beside the main one, and its figures by file name."""
+
+    name: str
+    text: str
+    csv: list[list[Any]]
+    figures: dict[str, Figure]
+
+
+def digits_of(name: str) -> int:
+    """Decimals in a table; ToW and ToW-MIA lie between 0 and 1."""
+    return 3 if name.startswith("ToW") else 2
+
+
+def costs_scores(part: Iterable[Row]) -> bool:
+    """Whether a method there needs scores, so that the seconds with and without them differ."""
+    return any(row.numbers["seconds_scores"][0] > 0 for row in part if "seconds_scores" in row.numbers)
+
+
+def cell(number: Number | None, digits: int = 2) -> str:
     """``mean ±half width``; n=1 shows no interval."""
     if number is None:
         return "-"
@@ -263,7 +221,7 @@ def cell(number: tuple[float, float | None, int] | None, digits: int = 2) -> str
 
 
 def _marked(row: Row, name: str) -> str:
-    text = cell(row.numbers.get(name), 3 if name.startswith("ToW") else 2)
+    text = cell(row.numbers.get(name), digits_of(name))
     return f"({text})" if row.collapsed and name.startswith("ToW") and name in row.numbers else text
 
 
@@ -272,16 +230,22 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
     for setting in dict.fromkeys(row.setting for row in table):
         part = [row for row in table if row.setting == setting]
         present = [c for c in columns if any(c in row.numbers for row in part)]
+        present = [c for c in present if c != "seconds_total" or costs_scores(part)]
         body = [["method", "n", *present]]
         for row in part:
             n = max(n for _, _, n in row.numbers.values())
             body.append([row.told, f"{n} pair{'s'[: n - 1]}" if row.method == FLOOR else f"{n}",
                          *(_marked(row, c) for c in present)])
-        widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
-        text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
-        text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        lines += [f"{setting}", "", *text, "", *_notes(part, columns)]
+        lines += [setting, "", *grid(body), "", *_notes(part, columns)]
     return "\n".join(lines)
+
+
+def grid(body: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table, columns of equal width; the first line is the head."""
+    widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
+    text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
+    text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return text
 
 
 def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
@@ -297,38 +261,47 @@ def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def write_csv(path: Path, table: list[Row]) -> None:
-    """One line a row, full precision: <metric>, <metric>_ci (half width, empty with one seed), seeds, run folders."""
+def csv_of(table: list[Row]) -> list[list[Any]]:
+    """A line a row, full precision: <metric>, <metric>_ci (half width, empty with one seed), seeds, run folders."""
     names = list(dict.fromkeys(name for row in table for name in row.numbers))
-    out = io.StringIO()
-    writer = csv.writer(out)
     numbers = [x for name in names for x in (name, f"{name}_ci")]
-    writer.writerow(["setting", "method", "n", "seeds", "collapsed", *numbers, "runs"])
+    lines = [["setting", "method", "n", "seeds", "collapsed", *numbers, "runs"]]
     for row in table:
         numbers = [row.numbers.get(name, (None, None, 0)) for name in names]
         values = [x for mean, half, _ in numbers for x in (mean, half)]
-        writer.writerow([row.setting, row.method, max(n for *_, n in row.numbers.values()), " ".join(map(str, row.seeds)),
-                         row.collapsed, *values, " ".join(str(pair.run.folder) for pair in row.pairs)])
-    write_atomic(path, lambda file: file.write(out.getvalue().encode()))
+        lines.append([row.setting, row.method, max(n for *_, n in row.numbers.values()), " ".join(map(str, row.seeds)),
+                      row.collapsed, *values, " ".join(str(pair.run.folder) for pair in row.pairs)])
+    return lines
 
 
-def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callable[[list[Row]], dict[str, Any]]) -> str:
-    """Tables and figures of the runs that pass the filters; returns the table for the screen."""
+def _keep(cfg: AnalysisConfig, table: Extra) -> list[str]:
+    """Write a table and its figures; the names of the files."""
+    out = io.StringIO()
+    csv.writer(out).writerows(table.csv)
+    write_atomic(cfg.folder / f"{table.name}.csv", lambda file: file.write(out.getvalue().encode()))
+    write_atomic(cfg.folder / f"{table.name}.md", lambda file: file.write(table.text.encode()))
+    for name, drawing in table.figures.items():
+        write_atomic(cfg.folder / f"{name}.png", lambda file, it=drawing: it.savefig(file, format="png", dpi=130))
+    return [f"{table.name}.csv", f"{table.name}.md", *(f"{name}.png" for name in table.figures)]
+
+
+def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callable[[list[Row]], dict[str, Figure]],
+          more: Sequence[Callable[[AnalysisConfig, list[Row]], Iterable[Extra]]] = ()) -> str:
+    """Tables and figures of the runs that pass the filters; returns the tables for the screen.
+
+    Args:
+        draw: the figures of one setting by name; more: what gives the tables beside the main one, which may be none.
+    """
     table = rows(pairs(cfg))
     try:
         cfg.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write {cfg.folder}: {error.strerror}; choose another --out") from error
-    text = markdown(table, columns)
-    write_csv(cfg.folder / f"{name}.csv", table)
-    write_atomic(cfg.folder / f"{name}.md", lambda file: file.write(text.encode()))
-    settings = list(dict.fromkeys(row.setting for row in table))
-    written = [f"{name}.csv", f"{name}.md"]
-    for setting in settings:
-        figures = draw([row for row in table if row.setting == setting])
-        for figure, drawing in figures.items():
-            key = setting.rpartition(", ")[2]
-            file_name = f"{figure}.png" if len(settings) == 1 else f"{figure}-{key}.png"
-            write_atomic(cfg.folder / file_name, lambda file, drawing=drawing: drawing.savefig(file, format="png", dpi=130))
-            written.append(file_name)
-    return f"{text}\n{cfg.folder}: {', '.join(written)}"
+    settings = {row.setting: row.place.tag for row in table}
+    figures: dict[str, Figure] = {}
+    for setting, tag in settings.items():
+        drawn = draw([row for row in table if row.setting == setting])
+        figures |= {figure if len(settings) == 1 else f"{figure}-{tag}": it for figure, it in drawn.items()}
+    extras = [Extra(name, markdown(table, columns), csv_of(table), figures), *(e for make in more for e in make(cfg, table))]
+    written = [file for extra in extras for file in _keep(cfg, extra)]
+    return "\n".join([*(extra.text for extra in extras), f"{cfg.folder}: {', '.join(written)}"])

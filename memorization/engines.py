@@ -156,7 +156,7 @@ class Stack(nn.Module):
         super().__init__()
         if not stackable(singles[0]):
             raise BadInput("models with dropout cannot be trained as a stack; use --engine serial or processes")
-        params, buffers = stack_module_state(list(singles))
+        params, buffers = stack_module_state([one.to(memory_format=torch.contiguous_format) for one in singles])
         self.names, self.buffer_names = list(params), list(buffers)
         self.stacked = nn.ParameterList(params.values())
         for place, value in enumerate(buffers.values()):
@@ -174,7 +174,7 @@ class Stack(nn.Module):
         def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(self._form[0], (params, buffers), (x,))
 
-        return torch.vmap(one, in_dims=(0, 0, None if x.dim() == 4 else 0), out_dims=1)(params, buffers, x)
+        return torch.vmap(one, in_dims=(0, 0, None if x.dim() == 4 else 0), out_dims=1)(params, buffers, x.contiguous())
 
     def states(self) -> list[dict[str, Tensor]]:
         """Each model's state_dict."""
@@ -292,8 +292,9 @@ def spread(work: Callable[[Any], Callable[[int], float]], order: Any, numbers: S
                     processes.pop(ours).join()
     finally:
         for process in processes.values():
-            process.terminate()
-            process.join()
+            if process.pid is not None:  # else it could not be started, and that is the error to be seen
+                process.terminate()
+                process.join()
 
 
 def _answer(ours: Connection, process: Any) -> tuple[int, float]:

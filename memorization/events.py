@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch
-from utils import Runtime
+from utils import Runtime, say
 
 MEANS = ("confidence", "max_conf", "entropy", "bi_acc")  # over all presentations
 COLUMNS = (*MEANS, "el2n", "forgetting", "seen", "seen_early")
@@ -119,6 +120,10 @@ class Events:
     def begin(self, epoch: int, epochs: int) -> None:
         for name in ("sums", "correct", "curvature"):  # a resumed run has them from disk
             self.keep[name] = self.keep[name].to(self.rt.device)
+        if bool(len(self.keep["curvature"])) != self.curvature:
+            self.curvature = not self.curvature
+            did = "recorded" if self.curvature else "did not record"
+            say(f"notice: the killed run {did} the loss curvature, so it goes on that way; --force starts anew")
         self.keep["epochs"] = epochs
         self._early = epoch < max(1, epochs // EARLY)
 
@@ -188,6 +193,15 @@ class Events:
         if len(self.keep["curvature"]):
             found["loss_curvature"] = _ratio(*self.keep["curvature"].cpu().double().numpy().T)
         return {**found, "labels": labels, "images_key": np.array(images_key), "epochs": np.array(epochs)}
+
+
+def check_recorded(path: Path, curvature: bool) -> None:
+    """Say where a finished training, whose events.npz this is, lacks the curvature that is asked for now."""
+    if not curvature:
+        return
+    with np.load(path, allow_pickle=False) as file:
+        if "loss_curvature" not in file.files:
+            say("notice: this run recorded no loss curvature; --force repeats it with --record_curvature")
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -164,4 +164,4 @@ def _in_process(order: Order) -> Callable[[int], float]:
 
 def _spoken(seconds: float) -> str:
     size, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds > 1.5 * s), (1, "s"))
-    return f"{seconds / size:.{1 if seconds < 10 * size and unit == 'h' else 0}f} {unit}"
+    return f"{max(1.0, seconds / size):.{1 if seconds < 10 * size and unit == 'h' else 0}f} {unit}"

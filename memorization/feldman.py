@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -121,8 +122,22 @@ def influence(masks: np.ndarray, correct: np.ndarray, block: int = BLOCK,
         yield first, (with_it / n_in - without / (count - n_in)).cpu().numpy()
 
 
+def prepare_scored(job: Job, cfg: PoolConfig) -> Pool | None:
+    """``factory.prepare``, of models enough to score every image.
+
+    Raises:
+        BadInput: an image that all models or none are to see; before any is trained.
+    """
+    pool = Pool(Path(job.where.save_dir), cfg, job.data, job.config, job.rt, job.data_config)
+    n_in = np.zeros(pool.sizes["train"], np.int64)
+    for number in range(cfg.models):
+        n_in += pool.mask(number)
+    _check(n_in, cfg.models)
+    return prepare(job, cfg)
+
+
 @score("memorization", config=PoolConfig, source="Feldman & Zhang, NeurIPS 2020, arXiv:2008.03703", original=False,
-       prepare=prepare)
+       prepare=prepare_scored)
 def score_memorization(job: Job, cfg: PoolConfig) -> dict[str, np.ndarray]:
     """Probability of being right on an image for models trained with it, less that for models trained without."""
     pool: Pool = job.prepared
@@ -135,8 +150,7 @@ def score_memorization(job: Job, cfg: PoolConfig) -> dict[str, np.ndarray]:
         job.run.seconds["pool"] = seconds
         job.run.result(pool=str(pool.folder), models=counts.models, pool_seconds=seconds)
         if cfg.influence or cfg.influence_whole:
-            with job.run.timed(job.rt, "influence"):
-                _write_influence(job, pool, cfg)
+            _write_influence(job, pool, cfg)
     return found
 
 
@@ -147,7 +161,7 @@ def _write_influence(job: Job, pool: Pool, cfg: PoolConfig) -> None:
 
     def blocks() -> Iterator[np.ndarray]:
         kept = 0
-        for first, block in influence(masks, correct, device=job.rt.device):
+        for first, block in influence(masks, correct, BLOCK, job.rt.device):
             test, train = np.nonzero(np.abs(block) > cfg.influence_above)
             kept += len(test)
             if cfg.influence and kept > MOST_PAIRS:

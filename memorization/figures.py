@@ -113,7 +113,7 @@ def grid(images: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: list
 
 
 def _number(value: float, whole: bool) -> str:
-    return f"{value:.0f}" if whole else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.1e}"
+    return f"{value:.0f}" if whole or value == 0 else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.1e}"
 
 
 def proxy(score: np.ndarray, memorization: np.ndarray, rho: float, name: str, polarity: int = 0) -> Figure:

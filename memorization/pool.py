@@ -61,6 +61,10 @@ class PoolConfig(Recipe):
         self.part_of()
         if (self.subset == "given") != (self.subsets is not None):
             raise BadInput("--subset given and --subsets FILE go together; give both or neither")
+        if self.subset != "fraction" and self.fraction != 0.7:
+            raise BadInput(f"--fraction is of --subset fraction; leave it away with --subset {self.subset}")
+        if not self.influence and self.influence_above != 0.15:
+            raise BadInput("--influence_above says which pairs --influence keeps; give --influence, or leave it away")
         if self.subset == "half" and self.models % 2:
             raise BadInput(f"--models {self.models}: with --subset half models come in pairs; give an even number")
 

@@ -23,7 +23,7 @@ from groups import read_scores
 from memorization.events import curvature
 from memorization.registry import Job, NoScoreConfig, score
 from trainer import ScheduleConfig, Sgd, cross_entropy, predict, resumable
-from utils import BadInput, Config, hp
+from utils import BadInput, Config, hp, read_record
 
 PATIENCE = 4  # epochs without a lower loss, after which held-out retraining stops
 PROXIES_PAPER = "Zhao et al., arXiv:2410.16516"
@@ -64,6 +64,11 @@ class CurvatureConfig(Config):
                         choices=("final", "recorded"))
     h: float = hp(0.01, "length of the step along the sign of the gradient, pixels in [0, 1]; of final", above=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.curvature == "recorded" and self.h != 0.01:
+            raise BadInput("--h is of --curvature final; what the training recorded has its own step, leave --h away")
+
 
 def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
     """A score that the original's training recorded, float32 [N]; NaN for images it was not shown.
@@ -74,7 +79,11 @@ def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
     Raises:
         BadInput: nothing recorded (with the command that does it), or of another data set.
     """
-    path = _original(job).folder / "events.npz"
+    original = _original(job)
+    path, stage = original.folder / "events.npz", original.record.get("stage", "train")
+    if stage != "train":
+        raise BadInput(f"'{name}' is recorded while an original is trained, and {original.folder} is of a {stage} run; name "
+                       "the original by --checkpoint, or use ho_ret or loss_curvature, which are of any model")
     advice = (f"'{name}' is recorded while the original is trained: repeat that by python main_train.py {flag}--force with its "
               "settings")
     if not path.is_file():
@@ -84,6 +93,8 @@ def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
         values = read_scores(path, name, labels, job.data.splits.images_key)
     except BadInput as error:
         raise BadInput(f"{error}; {advice}") from None
+    if job.run is not None:
+        job.run.seconds["events"] = read_record(path.parent).record["seconds"].get("events", 0.0)
     return values.astype(np.float32)
 
 

@@ -39,6 +39,11 @@ class Job:
     run: Run | None = None
     prepared: Any = None
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells the run apart beside its settings: the pool, whose subsets may come from a file."""
+        return {"pool_digest": self.prepared.digest} if self.prepared is not None else {}
+
     def model(self) -> nn.Module:
         """The original model, in eval mode on the device."""
         if self.original is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from dataset import Data
 from groups import read_scores
 from memorization import figures
 from memorization.proxies import spearman
-from utils import Run, Saved, find_runs
+from utils import BadInput, Run, Saved, find_runs
 
 
 def memorization_of(data: Data, roots: list[Path], named: str | None) -> tuple[Path, np.ndarray] | None:
@@ -30,6 +31,13 @@ def memorization_of(data: Data, roots: list[Path], named: str | None) -> tuple[P
     return next(((path, read_scores(path, "memorization", data.candidates.y, data.splits.images_key)) for path in found), None)
 
 
+def check(args: SimpleNamespace, data: Data) -> None:
+    """Refuse, before anything is computed, a --scores file that cannot be read or that this score has no use for (BadInput)."""
+    if args.choice.scores is not None and (args.entry.name == "memorization" or args.entry.polarity == 0):
+        raise BadInput(f"--scores is what a proxy is compared with; leave it away with --score {args.entry.name}")
+    memorization_of(data, [], args.choice.scores)
+
+
 def _models(run: Saved) -> int:
     return run.record.get("models", 0)
 
@@ -45,12 +53,14 @@ def compare(run: Run, args: SimpleNamespace, data: Data) -> dict[str, Any]:
     if known is None or args.entry.polarity == 0:
         return {"figures": drawn}
     rho, count = spearman(arrays[name], known[1])
-    return {"figures": drawn, "spearman": rho, "compared_with": str(known[0]), "compared": count}
+    # a score that is the same for all, as bi_acc on easy data, has no ranks to correlate
+    return {"figures": drawn, "spearman": None if math.isnan(rho) else rho, "compared_with": str(known[0]), "compared": count}
 
 
 def line(run: Run, args: SimpleNamespace, data: Data) -> str:
     """One line for the screen; a finished run is compared anew, since memorization may have become known since."""
     told = compare(run, args, data) if run.done else run.values
     way = {1: "larger = more memorized", -1: "smaller = more memorized", 0: "about groups"}[args.entry.polarity]
-    rho = f"; Spearman with memorization {told['spearman']:+.3f} over {told['compared']} examples" if "spearman" in told else ""
+    rho = told.get("spearman")
+    rho = "" if rho is None else f"; Spearman with memorization {rho:+.3f} over {told['compared']} examples"
     return f"{args.entry.name}: {way}{rho}; scores.npz, {', '.join(told['figures'])}"

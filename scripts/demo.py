@@ -1,9 +1,11 @@
-"""The main job on embedded data: train, retrain, mask, every unlearning method, tables and plots.
+"""The main job on embedded data: train, retrain, mask, every unlearning method, memorization, RUM, tables and plots.
 
 python scripts/demo.py [--out runs/demo] [--seeds 1,2,3]
 
-scikit-learn's digits, a ResNet-20, two forget sets: a tenth of the training images at random, and all of the class 8.
-Every stage runs through its ``main(argv)`` in this one process. Run again, it says what is already done and redraws.
+scikit-learn's digits, a ResNet-20, three forget sets: a tenth of the training images at random, all of the class 8, and a
+third each of the least, middle and most memorized images. Every stage runs through its ``main(argv)`` in this one process
+(the pool of models that memorization is measured by takes one process a core). Run again, it says what is already done and
+redraws.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import torch
 
@@ -21,37 +25,58 @@ import analysis
 import analysis_mia
 import generate_mask
 import main_forget
+import main_memorization
 import main_random
+import main_rum
 import main_train
+from scripts import recipe
 from unlearn import METHODS
 
 EPOCHS = 20
 FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_replace", "8"]}
-# found by a few trials on this data; the published values are for CIFAR-10, thirty times as many images
-TUNED = {
-    "random": {"GA": "--unlearn_lr 0.002", "GA_l1": "--unlearn_lr 0.002", "RL": "--unlearn_lr 0.005 --unlearn_epochs 3",
-               "RL_og": "--unlearn_lr 0.005 --unlearn_epochs 3"},
-    "class": {"GA": "--unlearn_lr 0.004 --unlearn_epochs 6", "GA_l1": "--unlearn_lr 0.004 --unlearn_epochs 6",
-              "SCRUB": "--msteps 2", "RL": "--unlearn_lr 0.02 --unlearn_epochs 5",
-              "RL_og": "--unlearn_lr 0.02 --unlearn_epochs 5"},
-}
+REFINED = ("FT", "NG", "RL")  # methods that RUM^F, shuffle and vanilla are shown with
+MIXED = ["--mem", "mix", "--num_indexes_to_replace", "120"]
+POOL = ["--dataset", "digits", "--arch", "resnet8s", "--recipe", "fast", "--models", "40"]
+PLAN = "low:raw mid:RL(unlearn_lr=0.01,unlearn_epochs=3) high:RL(unlearn_lr=0.03,unlearn_epochs=3)"
+RECIPE = ROOT / "scripts" / "recipes" / "digits_resnet20s.json"
+Jobs = list[tuple[ModuleType, list[str]]]
 
 
-def jobs(out: str, seeds: list[int]) -> list[tuple[object, list[str]]]:
+def jobs(out: str, seeds: list[int]) -> Jobs:
     """Every stage's main with its command line, in order."""
     where = ["--save_dir", out]
-    todo: list[tuple[object, list[str]]] = []
+    todo: Jobs = []
     for seed in seeds:
         base = [*where, "--seed", str(seed)]
         todo.append((main_train, [*base, "--dataset", "digits", "--arch", "resnet20s", "--epochs", str(EPOCHS)]))
         for kind, forget in FORGET_SETS.items():
-            tuned = {name: flags.split() for name, flags in TUNED[kind].items()}
-            todo.append((generate_mask, [*base, *forget, "--density", "0.5"]))
-            for name in ["retrain", *(n for n in METHODS.names() if n not in ("retrain", "RL"))]:
-                todo.append((main_forget, [*base, *forget, "--unlearn", name, *tuned.get(name, [])]))
-            for form in ("mixed", "sequential"):
-                salun = [*base, *forget, "--unlearn", "RL", "--path", out, "--rl_form", form, *tuned["RL"]]
-                todo.append((main_random, salun))
+            todo += plain([*base, *forget], out, kind, [n for n in METHODS.names() if n not in ("retrain", "RL")])
+    todo.append((main_memorization, [*where, *POOL]))
+    for seed in seeds:
+        base = [*where, "--seed", str(seed)]
+        todo += [(main_memorization, [*base, "--score", name]) for name in ("confidence", "bi_acc", "ho_ret", "es")]
+        todo += plain([*base, *MIXED], out, "mix", ["raw", "FT", "NG"]) + plans([*base, *MIXED])
+    return todo
+
+
+def plain(base: list[str], out: str, kind: str, methods: list[str]) -> Jobs:
+    """Retrain, the methods and SalUn on one forget set."""
+    tuned = recipe.read(RECIPE)
+    todo: Jobs = [(generate_mask, [*base, "--density", "0.5"])]
+    for name in ["retrain", *methods]:
+        todo.append((main_forget, [*base, "--unlearn", name, *recipe.flags(tuned.get(name, {}), kind)]))
+    forms = ("mixed", "sequential") if kind != "mix" else ("mixed",)
+    salun = ["--unlearn", "RL", "--path", out, *recipe.flags(tuned["RL"], kind)]
+    return todo + [(main_random, [*base, *salun, "--rl_form", form]) for form in forms]
+
+
+def plans(base: list[str]) -> Jobs:
+    """RUM, and for each method RUM^F with its controls."""
+    tuned = recipe.read(RECIPE)
+    todo: Jobs = [(main_rum, [*base, "--plan", PLAN])]
+    for name in REFINED:
+        own = [*base, "--unlearn", name, *recipe.flags(tuned[name], "mix")]
+        todo += [(main_rum, own), (main_rum, [*own, "--shuffle"]), (main_rum, [*own, "--plan_name", "vanilla"])]
     return todo
 
 
@@ -71,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     analysis.main(["--save_dir", args.out, "--out", args.out])
     print("\nMembership inference\n")
     analysis_mia.main(["--save_dir", args.out, "--out", args.out])
-    print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv")
+    print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv; the most and least memorized "
+          f"images: {args.out}/memorization/digits-resnet8s-memorization-*/grid.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 import models
 import sources
 from evaluation.accuracy import METRICS
+from memorization import SCORES
 from unlearn import METHODS, method_rows
 
 
@@ -28,9 +29,12 @@ def tables() -> dict[str, str]:
     methods = [(f"`{name}`", text, flags, source) for name, text, flags, source in method_rows(METHODS.names())]
     departs = [(f"`{name}`", METHODS[name].departs) for name in METHODS.names() if METHODS[name].departs]
     networks = models.table()
+    way = {1: "larger = more memorized", -1: "smaller = more memorized", 0: "about groups"}
+    scores = [(f"`{name}`", SCORES[name].summary, way[SCORES[name].polarity], SCORES[name].source) for name in SCORES.names()]
     metrics = [(name, unit, direction, meaning) for name, (unit, direction, meaning) in METRICS.items()]
     return {
         "methods": markdown(("method", "what it does", "its flags and defaults", "source"), methods),
+        "scores": markdown(("score", "what it is", "polarity", "source"), scores),
         "departures": markdown(("method", "where it differs from the published code"), departs),
         "models": markdown(networks[0], networks[1:]),
         "datasets": markdown(("`--dataset`", "classes", "size", "training / test", "read from"), sources.table()),

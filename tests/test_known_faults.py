@@ -29,14 +29,22 @@ import unlearn.label
 from dataset import Batch, Data, DataConfig, Images
 from evaluation import accuracy, tow
 from evaluation.accuracy import METRICS, EvaluationConfig
+from memorization import SCORES
+from stages import ParentConfig
 from trainer import Sgd, TrainConfig, cross_entropy
 from unlearn import METHODS, Task
+from unlearn.plan import PlanConfig
 from utils import Config, Run, RunConfig, Runtime, Saved, find_runs
 
 # what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
 OUTSIDE_THE_DIGEST = {
     "data", "download", "num_classes", "progress", "save_dir", "force", "resume_every", "mia",
-    "mia_mode", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "forget_index"}
+    "mia_mode", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "forget_index",
+    "mem", "mem_proxy", "group_index", "scores", "plan", "plan_name", "order", "shuffle", "budget", "requests", "subsets",
+    "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature"}
+# settings that need another beside them, or a value of their own form: what they are changed from, and to
+PAIRS = {"subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
+         "shard": ({}, {"shard": "1/2"})}
 TWO_DIGITS = 288  # training images of digits 0 and 1, validation included
 
 
@@ -253,7 +261,7 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
 
 def all_configs() -> dict[str, type[Config]]:
     """Every settings class of every stage and method."""
-    found = {name: METHODS[name].config for name in METHODS.names()}
+    found = {name: registry[name].config for registry in (METHODS, SCORES) for name in registry.names()}
     for stage, (_, groups) in arg_parser.STAGES.items():
         found |= {f"{stage} {group}": config for group, config in groups.items()}
     return found
@@ -264,9 +272,10 @@ def test_every_setting_that_can_change_the_weights_has_its_own_folder() -> None:
     tried = set()
     for label, config in all_configs().items():
         for field in dataclasses.fields(config) if "analysis" not in label else ():
-            changed = config(**{field.name: other_value(config, field)})
-            folders = {Run(RunConfig(), "forget", "label", {"group": cfg}).folder for cfg in (config(), changed)}
-            free = field.name in OUTSIDE_THE_DIGEST or config is arg_parser.ParentConfig
+            base, other = PAIRS.get(field.name) or ({}, {field.name: other_value(config, field)})
+            folders = {Run(RunConfig(), "forget", "label", {"group": config(**words)}).folder for words in (base, other)}
+            # the density of a plan is in the identity of its steps
+            free = field.name in OUTSIDE_THE_DIGEST or config is ParentConfig or (config, field.name) == (PlanConfig, "density")
             assert len(folders) == (1 if free else 2), f"{label}: {field.name}"
             tried.add(field.name)
     assert len(tried) > 40 and tried >= OUTSIDE_THE_DIGEST

@@ -39,7 +39,8 @@ def make_job(folder: Path, data: Data, events: bool = True, run: Run | None = No
             models.save(made, model)
             if events:
                 made.save_arrays("events.npz", **watch.arrays(data.images.y.numpy(), data.splits.images_key))
-    return Job(data=data, rt=rt, config=config, data_config=DataConfig(dataset="digits"), where=RunConfig(), original=Original(made.folder, {}), run=run)
+    return Job(data=data, rt=rt, data_config=DataConfig(dataset="digits"), config=config, where=RunConfig(),
+               original=Original(made.folder, {}), run=run)
 
 
 @pytest.fixture

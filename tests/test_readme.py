@@ -7,10 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import arg_parser
 import models
+import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,8 +20,8 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
-TOY = {"dataset": "digits", "arch": "resnet20s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "100",
-       "batch_size": "256", "msteps": "1"}
+TOY = {"dataset": "digits", "arch": "resnet20s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "60",
+       "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1"}
 
 
 def test_readme_has_a_command_for_every_stage() -> None:
@@ -47,6 +49,7 @@ def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch,
     file = tmp_path / "model.pt"
     file.write_bytes(b"x")
     monkeypatch.setattr("models.find_original", lambda typed, narrow: models.Original(file, {}))
+    monkeypatch.setattr("groups.find_scores", lambda *_: tmp_path / "scores.npz")
     if {"--list", "--help"} & set(words):
         with pytest.raises(SystemExit) as end:
             arg_parser.parse(STAGE_OF[words[1]], words[2:])
@@ -61,12 +64,14 @@ def toy(words: list[str]) -> list[str]:
     for place, word in enumerate(words[:-1]):
         if word.startswith("--") and word[2:] in TOY:
             out[place + 1] = TOY[word[2:]]
-    return out
+    return [re.sub(r"unlearn_epochs=\d+", "unlearn_epochs=1", word) for word in out if word not in ("--imagenet_arch",)]
 
 
 def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
+    count = len(sources.load("digits", tmp_path, download=False).y_train)
+    np.savez("scores.npz", memorization=np.random.default_rng(0).random(count))
     for command in COMMANDS:
         words = toy(shlex.split(command))
         if {"--list", "--help"} & set(words):

@@ -11,7 +11,6 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from groups import LEVELS, ForgetConfig, refine
 from unlearn.registry import METHODS, Method
 from utils import BadInput, Config, hp
 
-NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5,density=0.5)"}
+NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
 
 
@@ -96,17 +95,39 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
     if named is None:
         steps = parse(cfg.plan, protocol, cfg.density)
         _cover(cfg.plan, [step.group for step in steps])
-        return Plan("plan " + cfg.plan, steps, cfg)
+        alike = {step.method.name for step in steps}
+        _unused(cfg, steps, "--plan")
+        own_values = f"RUM^F {min(alike)}, settings per group"
+        return Plan(_told(own_values if len(alike) == 1 and len(steps) > 1 else f"plan {_tidy(cfg.plan)}", cfg), steps, cfg)
     if named == "rum":
         by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
+        _unused(cfg, tuple(by_group.values()), "--plan_name rum")
         return Plan(_told("RUM", cfg), tuple(by_group[group] for group in _order(cfg)), cfg)
     density = cfg.density or (SALUN_DENSITY if method.name == "RL" else None)
     _check_density(method, density)
     if named == "vanilla":
-        if cfg.shuffle:
-            raise BadInput("--shuffle is about groups, and the vanilla plan has none; leave one of the two away")
-        return Plan(f"vanilla {method.name}", (Step("all", method, _budget(own, cfg), density),), cfg)
-    return Plan(_told(f"RUM^F {method.name}", cfg), tuple(Step(group, method, own, density) for group in _order(cfg)), cfg)
+        steps = (Step("all", method, _budget(own, cfg), density),)
+        name = f"vanilla {method.name}"
+    else:
+        steps = tuple(Step(group, method, own, density) for group in _order(cfg))
+        name = _told(f"RUM^F {method.name}", cfg)
+    _unused(cfg, steps, f"--plan_name {named}")
+    return Plan(name, steps, cfg)
+
+
+def _unused(cfg: PlanConfig, steps: tuple[Step, ...], asked: str) -> None:
+    """Refuse flags that this plan has no use for."""
+    whole = steps[0].group == "all"
+    if cfg.shuffle and whole:
+        raise BadInput(f"--shuffle is about groups, and {asked} has none; leave one of the two away")
+    if cfg.order != LEVELS and (whole or cfg.plan is not None):
+        raise BadInput(f"--order is of rumf and rum; leave it away, {asked} has {'no groups' if whole else 'its own order'}")
+    if cfg.budget != "equal" and asked != "--plan_name vanilla":
+        raise BadInput(f"--budget is of --plan_name vanilla; leave it away with {asked}")
+    if cfg.density is not None and all(step.density is None for step in steps):
+        raise BadInput("--density asks for saliency masks, and no method of this plan takes one; leave it away")
+    if cfg.mask_mode != "strict" and all(step.density is None for step in steps):
+        raise BadInput("--mask_mode is about saliency masks, and no step has one; give --density, or leave it away")
 
 
 def _order(cfg: PlanConfig) -> tuple[str, ...]:
@@ -116,7 +137,8 @@ def _order(cfg: PlanConfig) -> tuple[str, ...]:
 
 
 def _told(name: str, cfg: PlanConfig) -> str:
-    name = name.replace("RUM^F", "shuffle").replace("RUM", "shuffle RUM") if cfg.shuffle else name
+    if cfg.shuffle:
+        name = name.replace("RUM^F", "shuffle") if "RUM^F" in name else f"shuffle {name}"
     return name + ("" if cfg.order == LEVELS else f" ({', '.join(cfg.order)})")
 
 
@@ -142,15 +164,23 @@ def parse(text: str, protocol: str = "rum", density: float | None = None) -> tup
     return tuple(steps)
 
 
+def _tidy(text: str) -> str:
+    """A plan's text with single spaces between steps and none in brackets, so that spelling makes no other plan of it."""
+    return " ".join(re.sub(r"\s+", "", found[0]) for found in STEP.finditer(text))
+
+
 def _step(group: str, method: Method, text: str, protocol: str, density: float | None) -> Step:
     if method.fresh:
         raise BadInput(f"--plan: {method.name} starts from new weights and would undo the steps before it; name another method")
     hints, values = typing.get_type_hints(method.config), dict(method.per_protocol.get(protocol, {}))
-    density = density or (SALUN_DENSITY if method.name == "RL" else None)
+    density, given = density or (SALUN_DENSITY if method.name == "RL" else None), set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in word.partition("="))
         if not equals:
             raise BadInput(f"--plan: {word!r} in {group}:{method.name} is no name=value")
+        if name in given:
+            raise BadInput(f"--plan: {group}:{method.name} gives {name} twice")
+        given.add(name)
         if name == "density":
             density = _typed(float, name, value)
         elif name in hints:
@@ -160,7 +190,7 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
             raise BadInput(f"--plan: {method.name} has no setting {name!r}; it has {own}, and density")
     if density is not None and not 0 < density <= 1:
         raise BadInput(f"--plan: density must lie in (0, 1]; got {density:g}")
-    if "density" in text:
+    if "density" in given:
         _check_density(method, density)
     return Step(group, method, method.config(**values), density if method.masked else None)
 
@@ -218,21 +248,21 @@ def grouped(plan: Plan, data: Data) -> dict[str, np.ndarray]:
     return found
 
 
-def retained(train: np.ndarray, parts: list[np.ndarray], number: int, how: str, polarity: int = 1,
+def retained(train: np.ndarray, parts: list[np.ndarray], number: int, how: str,
              levels: tuple[str, ...] = LEVELS) -> np.ndarray:
     """What step ``number`` (from 0) retains of the training examples: int64, ascending.
 
     ``staged``: groups still to come stay in retain, those forgotten so far, this one included, are out. ``whole``: no group
     is ever in retain. ``published``: what the released scripts fix by a group's name, whatever the order of the steps: all
-    but the groups up to and including its own, counted from low, or from high for proxies that fall with memorization (so
-    that, run low to high, these train on groups they have forgotten).
+    but the groups up to and including its own, counted from the least memorized. Their driver runs proxies such as
+    confidence from the most memorized on, which is ``--order high,mid,low`` here, and so trains on what it has forgotten.
 
     Args:
         parts: the groups in the order of the steps; ``levels``: their names.
     """
     gone = parts if how == "whole" else parts[: number + 1]
     if how == "published" and len(parts) > 1:
-        ranks = [LEVELS.index(level) * polarity for level in levels]
+        ranks = [LEVELS.index(level) for level in levels]
         gone = [part for part, rank in zip(parts, ranks, strict=True) if rank <= ranks[number]]
     return np.setdiff1d(train, np.concatenate(gone))
 
@@ -248,26 +278,29 @@ def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
     return None
 
 
-def read_requests(path: Path, train: np.ndarray) -> Iterator[np.ndarray]:
-    """The deletion requests of a file, each int64 ascending; disjoint, all of them of ``train`` (else BadInput)."""
+def read_requests(path: Path, train: np.ndarray) -> list[np.ndarray]:
+    """The deletion requests of a file, each int64 ascending; disjoint, of ``train``, but not all of it (else BadInput)."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read --requests {path}: {error}; it is a .json list of lists of training indices") from None
     if not isinstance(content, list) or not content or not all(isinstance(r, list) and r for r in content):
         raise BadInput(f"--requests {path}: need a list of one or more lists of training indices")
-    seen = np.empty(0, np.int64)
+    seen, found = np.empty(0, np.int64), []
     for number, request in enumerate(content, 1):
-        if not all(isinstance(i, int) for i in request):
+        if not all(type(i) is int for i in request):  # true and false are whole numbers to isinstance
             raise BadInput(f"--requests {path}: request {number} holds other things than whole numbers")
+        outside = len(set(request).difference(train.tolist()))
+        if outside:
+            raise BadInput(f"--requests {path}: {outside} examples of request {number} are no training examples")
         index = np.unique(np.asarray(request, np.int64))
-        again, outside = np.intersect1d(index, seen), np.setdiff1d(index, train)
-        if len(index) < len(request) or len(again):
+        if len(index) < len(request) or len(np.intersect1d(index, seen)):
             raise BadInput(f"--requests {path}: request {number} names examples twice, or that an earlier one names")
-        if len(outside):
-            raise BadInput(f"--requests {path}: {len(outside)} examples of request {number} are no training examples")
         seen = np.union1d(seen, index)
-        yield index
+        found.append(index)
+    if len(seen) == len(train):
+        raise BadInput(f"--requests {path}: together they are the whole training set ({len(train)} examples); forget fewer")
+    return found
 
 
 def purpose_of(request: int, step: int) -> str:

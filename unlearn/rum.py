@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 import models
 from dataset import Data
-from groups import POLARITY, Chosen, ForgetConfig, given
+from groups import Chosen, ForgetConfig, given
 from models import ModelConfig
 from pruner.mask import both, largest
 from trainer import predict
@@ -28,7 +27,7 @@ class Request:
     """A deletion request.
 
     data: its forget set is all that is to be forgotten by the end of this request; parts: its own examples by the groups of
-    the steps, int64; done: int64, what earlier requests forgot, and no step retains.
+    the steps, int64; done: int64, what earlier requests forgot, and no step retains. The data's groups are of this request.
     """
 
     number: int
@@ -39,25 +38,29 @@ class Request:
     def facts(self) -> dict[str, Any]:
         """Hashes that tell the same forget set in other groups, or after other requests, apart."""
         hashes = {name: hashlib.sha256(index.tobytes()).hexdigest()[:12] for name, index in self.parts.items()}
-        return {"number": self.number, "parts": hashes, "earlier": hashlib.sha256(self.done.tobytes()).hexdigest()[:12]}
+        earlier = hashlib.sha256(self.done.tobytes()).hexdigest()[:12]
+        return {"number": self.number, "parts": hashes, "earlier": earlier}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds: the index sets, and ``part_<group>`` as the steps took them."""
         return self.data.splits.arrays() | {f"part_{name}": index for name, index in self.parts.items()}
 
 
-def requests(plan: Plan, data: Data, forget: ForgetConfig) -> Iterator[Request]:
-    """The one request of the forget set, or those of ``--requests`` in their order, each cut into the plan's groups."""
-    done = np.empty(0, np.int64)
+def requests(plan: Plan, data: Data, forget: ForgetConfig) -> list[Request]:
+    """The one request of the forget set, or those of ``--requests`` in their order, each cut into the plan's groups.
+
+    All are made, hence checked, before any is served.
+    """
     if plan.cfg.requests is None:
-        yield Request(0, data, grouped(plan, data), done)
-        return
+        return [Request(0, data, grouped(plan, data), np.empty(0, np.int64))]
+    found, done = [], np.empty(0, np.int64)
     for number, index in enumerate(read_requests(Path(plan.cfg.requests), data.splits.train)):
         own = data.forgetting(given(forget, data.candidates, index))
         union = np.union1d(done, index)
         whole = data.forgetting(Chosen(union, own.splits.groups, own.splits.scores))
-        yield Request(number, whole, grouped(plan, own), done)
+        found.append(Request(number, whole, grouped(plan, own), done))
         done = union
+    return found
 
 
 @dataclasses.dataclass
@@ -73,7 +76,6 @@ class Chain:
     config: ModelConfig
     settings: dict[str, Config]
     facts: dict[str, Any]
-    label: str
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -84,6 +86,10 @@ class Chain:
         if self._held is None:
             self._held = models.load(self.file, self.config, data, rt)
         return self._held
+
+    def _label(self) -> str:
+        """Without the plan, since plans that begin alike share their first steps."""
+        return f"{self.settings['data'].dataset}-{self.config.arch}-s{self.settings['rt'].seed}"
 
     def _goes_on_from(self, run: Run) -> None:
         self.file, self._held = run.folder / "model.pt", None
@@ -102,8 +108,9 @@ class Chain:
         self.rows, self.seconds = [], {}
         for number, step in enumerate(plan.steps):
             told = self.told + self._tell(plan, request)[: number + 1]
-            facts = {**self.facts, "steps": told, "mask_mode": plan.cfg.mask_mode}
-            label = f"{self.label}-{number + 1}-{step.group}-{step.method.name}"
+            key = request.data.splits.data_key  # a published original has no record that the data are checked against
+            facts = {**self.facts, "data_key": key, "steps": told, "mask_mode": plan.cfg.mask_mode}
+            label = f"{self._label()}-{number + 1}-{step.group}-{step.method.name}"
             with Run(self.where, "step", label, self.settings, **facts) as run:
                 if run.done:
                     self._goes_on_from(run)
@@ -116,8 +123,7 @@ class Chain:
             self.seconds = {name: self.seconds.get(name, 0.0) + spent.get(name, 0.0) for name in ("mask", "unlearn")}
 
     def _take(self, plan: Plan, request: Request, number: int, rt: Runtime, run: Run) -> None:
-        step, named = plan.steps[number], request.data.splits.scores.get("name")
-        data = at_step(plan, request, number, POLARITY.get(named, 1) or 1)
+        step, data = plan.steps[number], at_step(plan, request, number)
         model, pruned = self.model(data, rt)
         before = accuracies(model, data, request.parts, rt)
         mask = self._mask(model, pruned, step, data, rt, run)
@@ -140,12 +146,12 @@ class Chain:
             return largest(scores, (step.density,), pruned)[step.density]
 
 
-def at_step(plan: Plan, request: Request, number: int, polarity: int) -> Data:
+def at_step(plan: Plan, request: Request, number: int) -> Data:
     """The data as a step sees them: its group to forget, and what it retains."""
     parts = [request.parts[step.group] for step in plan.steps]
     levels = tuple(step.group for step in plan.steps)
     left = np.setdiff1d(request.data.splits.train, request.done)
-    retain = retained(left, parts, number, plan.cfg.rum_retain, polarity, levels)
+    retain = retained(left, parts, number, plan.cfg.rum_retain, levels)
     splits = request.data.splits
     splits = dataclasses.replace(splits, train=np.union1d(retain, parts[number]), retain=retain, forget=parts[number])
     return dataclasses.replace(request.data, splits=splits)

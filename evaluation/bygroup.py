@@ -1,0 +1,170 @@
+"""Tables across settings: a measure by group of the forget set, and RUM against its controls by the score it refines by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from evaluation import plots
+from evaluation.pairs import AnalysisConfig, Setting, is_plan, needs_scores
+from evaluation.report import FLOOR, Extra, Number, Pivot, Row, cell, digits_of, grid, labels_of
+from groups import LEVELS
+from utils import digest_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIX = "mix"
+UNSCORED = "no scores"  # the column of plans that need none, where no other plan names a score
+
+
+def tow_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+    """tow_by_group and rum, each where there is something in it."""
+    return [*_extra("tow_by_group", "ToW", "ToW by group", by_group(table, "ToW"), plots.dots),
+            *_extra("rum", "ToW", "ToW of RUM and its controls", rum(table, "ToW"), plots.plans)]
+
+
+def mia_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+    """As ``tow_tables``, of ToW-MIA."""
+    return [*_extra("tow_mia_by_group", "ToW-MIA", "ToW-MIA by group", by_group(table, "ToW-MIA"), plots.dots),
+            *_extra("rum_mia", "ToW-MIA", "ToW-MIA of RUM and its controls", rum(table, "ToW-MIA"), plots.plans)]
+
+
+def _of_setting(table: list[Row]) -> list[tuple[Setting, list[Row]]]:
+    """The rows of every setting, retrain's left out."""
+    found: dict[str, list[Row]] = {}
+    for row in table:
+        rows = found.setdefault(row.setting, [])
+        if row.method == FLOOR or row.pairs[0].method != "retrain":
+            rows.append(row)
+    places = {row.setting: row.place for row in table}
+    return [(places[setting], rows) for setting, rows in found.items()]
+
+
+def by_group(table: list[Row], name: str) -> list[Pivot]:
+    """A measure of the plain methods with low, mid, high and mix (or chunks) side by side.
+
+    One table for each network, original's training, score and number of examples; a mix stands beside groups of its own
+    size, and beside those of a third of it, of which it is made.
+    """
+    found: dict[tuple[Any, ...], dict[str, list[tuple[Setting, list[Row]]]]] = {}
+    places = [(place, rows) for place, rows in _of_setting(table) if place.group]
+    single = {_family(place, place.size) for place, _ in places if place.group != MIX}
+    for place, rows in places:
+        sizes = (place.size, place.size // 3) if place.group == MIX else (place.size,)
+        for family in (_family(place, size) for size in sizes):
+            if family in single:
+                column = place.group if family[-1] == place.size else f"{place.group} of {place.size}"
+                found.setdefault(family, {}).setdefault(column, []).append((place, rows))
+    pivots = []
+    for (network, _, origin, score, size), columns in found.items():
+        cells: dict[str, dict[str, Number]] = {}
+        shown = []
+        for column in sorted(columns, key=_order):
+            for place, rows in columns[column]:
+                # the same group by two files of scores
+                shown.append(column if len(columns[column]) == 1 else f"{column} {place.key}")
+                _fill(cells, shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)], name)
+        if len(shown) > 1:
+            pivots.append(Pivot(f"{network}, forget {size} images by {score}, {origin}", tuple(shown), _sorted(cells)))
+    return pivots
+
+
+def _family(place: Setting, size: int) -> tuple[Any, ...]:
+    return place.network, place.data, place.origin, place.score, size
+
+
+def _order(column: str) -> tuple[int, int]:
+    """Low, mid, high, chunks by their number, mix."""
+    if column in LEVELS:
+        return 0, LEVELS.index(column)
+    return (1, int(column.split()[1])) if column.startswith("chunk") else (2, len(column))
+
+
+def _fill(cells: dict[str, dict[str, Number]], column: str, rows: Iterable[Row], name: str) -> None:
+    rows = [row for row in rows if name in row.numbers]
+    labels = labels_of([(column, row.variant) for row in rows if row.method != FLOOR])
+    for row in rows:
+        label = FLOOR if row.method == FLOOR else labels[column, row.variant]
+        cells.setdefault(label, {})[column] = row.numbers[name]
+
+
+KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
+
+
+def _sorted(cells: dict[str, dict[str, Number]]) -> dict[str, dict[str, Number]]:
+    """The original first, plans by kind, then methods; the floor last."""
+    def place(label: str) -> tuple[bool, bool, int, str]:
+        kind = label.split()[0]
+        return label == FLOOR, kind != "raw", KINDS.index(kind) if kind in KINDS else len(KINDS), label
+
+    return {label: cells[label] for label in sorted(cells, key=place)}
+
+
+def rum(table: list[Row], name: str) -> list[Pivot]:
+    """A measure of plans, and of the methods in them once on the whole forget set; a column for each score.
+
+    Settings that differ by the score that chose their forget set stand in one table. What needs no scores (shuffle,
+    vanilla, the methods) is the same in every column of a forget set that was not chosen by scores.
+    """
+    found: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    for place, rows in _of_setting(table):
+        plans = [row.pairs[0].run for row in rows if is_plan(row.pairs[0].run)]
+        if not plans:
+            continue
+        inside = {step["method"] for run in plans for step in run.record["plan"]["steps"]}
+        rows = [row for row in rows if row.method == FLOOR or is_plan(row.pairs[0].run) or row.pairs[0].method in inside]
+        scores = list(dict.fromkeys(filter(None, map(_refined_by, plans))))
+        if place.group:
+            family = place.network, place.data, place.origin, f"{place.what} ({place.group})"
+            columns = {place.score: rows}
+        else:
+            family = place.network, place.data, place.origin, place.label.split("forget ", 1)[1]
+            columns = {score: [row for row in rows if _refined_by(row.pairs[0].run) in (None, score)]
+                       for score in scores or [UNSCORED]}
+        there = found.setdefault(family, {})
+        for column, members in columns.items():
+            there[column if column not in there else f"{column} {place.key}"] = members
+    pivots = []
+    for (network, _, origin, what), columns in found.items():
+        cells: dict[str, dict[str, Number]] = {}
+        for column, members in columns.items():
+            _fill(cells, column, members, name)
+        ending = "" if what.endswith(origin) else f", {origin}"
+        pivots.append(Pivot(f"{network}, forget {what}{ending}", tuple(columns), _sorted(cells)))
+    return pivots
+
+
+def _refined_by(run: Any) -> str | None:
+    return run.record["scores"]["name"] if needs_scores(run) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def _extra(stem: str, name: str, title: str, pivots: list[Pivot], draw: Callable[[Pivot, str, str], Figure]) -> list[Extra]:
+    if not pivots:
+        return []
+    names = [stem if len(pivots) == 1 else f"{stem}-{digest_of(pivot.heading)[:6]}" for pivot in pivots]
+    figures = {file: draw(pivot, name, title) for file, pivot in zip(names, pivots, strict=True)}
+    text = "\n".join(line for pivot in pivots for line in markdown(pivot, name, title))
+    return [Extra(stem, text, csv_of(pivots), figures)]
+
+
+def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
+    """Lines: a row a method, cells ``mean ±half width, n``."""
+    body = [["method", *pivot.columns]]
+    for method, there in pivot.cells.items():
+        words = [f"{cell(there[c], digits_of(name))}, n={there[c][2]}" if c in there else "-" for c in pivot.columns]
+        body.append([method, *words])
+    return [f"{title}: {pivot.heading}", "", *grid(body), ""]
+
+
+def csv_of(pivots: list[Pivot]) -> list[list[Any]]:
+    """A line a method and heading, full precision: <column>, <column>_ci (half width), <column>_n."""
+    columns = list(dict.fromkeys(column for pivot in pivots for column in pivot.columns))
+    lines: list[list[Any]] = [["setting", "method", *(x for c in columns for x in (c, f"{c}_ci", f"{c}_n"))]]
+    for pivot in pivots:
+        for method, there in pivot.cells.items():
+            lines.append([pivot.heading, method, *(x for c in columns for x in there.get(c, (None, None, None)))])
+    return lines

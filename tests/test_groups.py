@@ -1,0 +1,401 @@
+"""Groups of the forget set by scores: exact, disjoint, the same for every stage, from files that are of the same data."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shell
+from conftest import quiet_runtime
+
+import dataset
+import groups
+from dataset import DataConfig
+from groups import LEVELS, POLARITY, Candidates, Chosen, ForgetConfig, choose_forget, cut, refine
+from stages import ScoreConfig
+from utils import BadInput, Run, RunConfig, Saved, read_record, sha256
+
+FALLING = {"confidence", "max_conf", "bi_acc"}  # with memorization; by what the words mean, not by the table in the code
+RISING = {"memorization", "entropy", "ho_ret", "loss_curvature", "el2n", "forgetting"}
+
+
+def tied(random: np.random.Generator, count: int) -> np.ndarray:
+    """Scores as memorization has them: most are exactly 0, a few negative, the rest between 0 and 1, many of them equal."""
+    values = np.where(random.random(count) < 0.6, 0.0, random.random(count).round(1))
+    return np.where(random.random(count) < 0.1, -random.random(count).round(2), values)
+
+
+def pool(random: np.random.Generator, count: int = 120) -> Candidates:
+    """Labels of ``count`` images of three classes, of which some 90 % train."""
+    train = np.flatnonzero(random.random(count) < 0.9)
+    return Candidates(random.integers(0, 3, count), train, 3, "of-these-images")
+
+
+def choose(folder: Path, among: Candidates, thirds: bool = False, **settings: Any) -> Chosen:
+    """The forget set by the scores in scores.npz of a folder."""
+    return choose_forget(ForgetConfig(scores=str(folder / "scores.npz"), **settings), among, 1, thirds)
+
+
+def by_hand(values: np.ndarray, index: np.ndarray, size: int, middle: float) -> dict[str, list[int]]:
+    """Low, mid and high by sorting (key, index) pairs, each from what is left."""
+    left = dict(zip(index.tolist(), values.tolist(), strict=True))
+    found = {}
+    for level, key in (("high", lambda v: -v), ("low", lambda v: v), ("mid", lambda v: abs(v - middle))):
+        chosen = [i for _, i in sorted((key(value), i) for i, value in left.items())[:size]]
+        found[level] = sorted(chosen)
+        left = {i: value for i, value in left.items() if i not in chosen}
+    return found
+
+
+def listed(found: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    return {name: index.tolist() for name, index in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ the cut itself
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("middle", [0.5, 0.0, -0.13])
+def test_groups_are_disjoint_and_exact_for_every_size(seed: int, middle: float) -> None:
+    random = np.random.default_rng(seed)
+    index = np.sort(random.choice(500, random.integers(30, 70), replace=False))
+    values = tied(random, len(index))
+    for size in range(1, len(index) // 3 + 1):
+        found = cut(values, index, size, middle)
+        assert list(found) == list(LEVELS)
+        assert all(len(part) == size and (np.diff(part) > 0).all() for part in found.values())
+        assert len(np.unique(np.concatenate(list(found.values())))) == 3 * size
+        assert listed(found) == by_hand(values, index, size, middle)
+    with pytest.raises(BadInput, match=f"there are {len(index)} training"):
+        cut(values, index, len(index) // 3 + 1, middle)
+
+
+def test_equal_scores_are_taken_in_the_order_of_their_index() -> None:
+    index = np.arange(10, 40)
+    assert listed(cut(np.zeros(30), index, 5, 0.5)) == {
+        "high": list(range(10, 15)), "low": list(range(15, 20)), "mid": list(range(20, 25))}
+    assert listed(refine(np.zeros(30), index)) == {
+        "low": list(range(10, 20)), "mid": list(range(20, 30)), "high": list(range(30, 40))}
+
+
+@pytest.mark.parametrize("count", range(3, 40))
+def test_refinement_cuts_a_given_set_into_thirds(count: int) -> None:
+    random = np.random.default_rng(count)
+    index, values = np.sort(random.choice(500, count, replace=False)), tied(random, count)
+    found, order = refine(values, index), [i for _, i in sorted(zip(values.tolist(), index.tolist(), strict=True))]
+    sizes = [len(found[level]) for level in LEVELS]
+    assert sum(sizes) == count and max(sizes) - min(sizes) <= 1
+    ends = np.cumsum([0, *sizes])
+    assert listed(found) == {level: sorted(order[a:b]) for level, (a, b) in zip(LEVELS, itertools.pairwise(ends), strict=True)}
+
+
+# -------------------------------------------------------------------------------------------------- chosen by the flags
+
+
+def test_middle_of_memorization_is_a_half_and_of_a_proxy_its_median(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    among = pool(random)
+    skewed = random.random(len(among.y)) ** 4  # the median is far from one half
+    np.savez(tmp_path / "scores.npz", memorization=skewed, entropy=skewed, confidence=1 - skewed)
+    own = skewed[among.train]
+    for name, middle in ((None, 0.5), ("entropy", np.median(own)), ("confidence", np.median(own))):
+        found = choose(tmp_path, among, mem="mid", mem_proxy=name, num_indexes_to_replace=12).forget
+        assert found.tolist() == by_hand(own, among.train, 12, middle)["mid"]
+
+
+@pytest.mark.parametrize("name", sorted(FALLING | RISING))
+def test_high_is_most_memorized_under_every_score(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(len(name))
+    among = pool(random)
+    memorized = random.permutation(len(among.y)).astype(np.float32)
+    np.savez(tmp_path / "scores.npz", **{name: -memorized if name in FALLING else memorized})
+    order = among.train[np.argsort(memorized[among.train])]
+    settings = {"mem_proxy": None if name == "memorization" else name, "num_indexes_to_replace": 20}
+    assert set(choose(tmp_path, among, mem="high", **settings).forget) == set(order[-20:])
+    assert set(choose(tmp_path, among, mem="low", **settings).forget) == set(order[:20])
+
+
+def test_every_score_has_a_polarity() -> None:
+    assert {n: p for n, p in POLARITY.items() if p} == dict.fromkeys(FALLING, -1) | dict.fromkeys(RISING, 1)
+    assert POLARITY["es"] == 0
+
+
+@pytest.mark.parametrize("number", [3, 24, 60])
+def test_mix_is_the_three_groups_of_a_third(number: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(number)
+    among = pool(random)
+    np.savez(tmp_path / "scores.npz", memorization=tied(random, len(among.y)))
+    mixed = choose(tmp_path, among, mem="mix", num_indexes_to_replace=number)
+    alone = {level: choose(tmp_path, among, mem=level, num_indexes_to_replace=number // 3) for level in LEVELS}
+    assert listed(mixed.groups) == {level: chosen.forget.tolist() for level, chosen in alone.items()}
+    assert mixed.forget.tolist() == sorted(i for chosen in alone.values() for i in chosen.forget)
+    assert all(list(chosen.groups) == [level] for level, chosen in alone.items())
+    for uneven in (number + 1, number + 2):
+        with pytest.raises(BadInput, match=f"{uneven} has no equal thirds; take {number} or {number + 3}"):
+            choose(tmp_path, among, mem="mix", num_indexes_to_replace=uneven)
+
+
+def test_a_set_chosen_otherwise_is_refined_by_the_scores(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    among = pool(random)
+    scores = tied(random, len(among.y))
+    np.savez(tmp_path / "scores.npz", memorization=scores, max_conf=-scores)
+    plain = choose_forget(ForgetConfig(num_indexes_to_replace=31), among, 1)
+    for settings in ({}, {"mem_proxy": "max_conf"}):
+        found = choose(tmp_path, among, thirds=True, num_indexes_to_replace=31, **settings)
+        assert found.forget.tolist() == plain.forget.tolist() and not plain.groups
+        assert listed(found.groups) == listed(refine(scores[plain.forget], plain.forget))
+    high = choose(tmp_path, among, thirds=True, mem="high", num_indexes_to_replace=30)
+    assert high.forget.tolist() == choose(tmp_path, among, mem="high", num_indexes_to_replace=30).forget.tolist()
+    assert listed(high.groups) == listed(refine(scores[high.forget], high.forget))
+
+
+def test_validation_images_need_no_score(tmp_path: Path) -> None:
+    """And they are never chosen, whatever score they have."""
+    random = np.random.default_rng(3)
+    among = pool(random)
+    scores = np.full(len(among.y), np.nan)
+    scores[among.train] = tied(random, len(among.train))
+    np.savez(tmp_path / "scores.npz", memorization=scores)
+    sets = [choose(tmp_path, among, mem="mix", num_indexes_to_replace=30).forget]
+    np.savez(tmp_path / "scores.npz", memorization=np.nan_to_num(scores, nan=9))
+    sets.append(choose(tmp_path, among, mem="mix", num_indexes_to_replace=30).forget)
+    assert np.array_equal(*sets) and np.isin(sets[0], among.train).all()
+
+
+# --------------------------------------------------------------------------------------------------- published files
+
+
+def test_published_files_are_read_as_they_are(tmp_path: Path) -> None:
+    """Scores alone under their key; and the released file, whose labels are there to be checked."""
+    random = np.random.default_rng(4)
+    among = pool(random)
+    scores = random.random(len(among.y)).astype(np.float32)
+    files = ({"memorization": scores, "influence": scores[:3, None]},
+             {"tr_mem": scores, "tr_labels": among.y.astype(np.int32), "tt_labels": among.y[:5], "infl_matrix_class0": scores})
+    expected = by_hand(scores[among.train].astype(np.float64), among.train, 15, 0.5)
+    for content in files:
+        np.savez(tmp_path / "scores.npz", **content)
+        assert listed(choose(tmp_path, among, mem="mix", num_indexes_to_replace=45).groups) == expected
+    np.savez(tmp_path / "scores.npz", tr_mem=scores, tr_labels=np.roll(among.y, 1))
+    with pytest.raises(BadInput, match="of another data set: its labels differ"):
+        choose(tmp_path, among, mem="mix", num_indexes_to_replace=45)
+
+
+# ----------------------------------------------------------------------------------------------------- chunks by ES
+
+
+def write_chunks(path: Path, among: Candidates, random: np.random.Generator, count: int = 15,
+                 **changed: np.ndarray) -> dict[str, np.ndarray]:
+    """A file of chunks as main_memorization.py --score es writes it, with values of our own."""
+    group = np.full(len(among.y), -1)
+    group[among.train] = random.permutation(np.arange(len(among.train)) % count)
+    measured = random.permutation(count) + 0.25
+    order = np.argsort(measured)
+    content = {"es": np.where(group < 0, np.nan, measured[group]), "group": group, "chunk_es": measured,
+               "distance": random.random(len(group)).round(1), "levels": order[[0, count // 2, -1]]}
+    np.savez(path, **(content | changed))
+    return content
+
+
+def test_chunks_give_their_examples_nearest_to_the_centroid(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    among = pool(random, 600)
+    made = write_chunks(tmp_path / "scores.npz", among, random)
+
+    def nearest(chunk: int, size: int) -> list[int]:
+        members = [i for i in among.train.tolist() if made["group"][i] == chunk]
+        return sorted(sorted(members, key=lambda i: (made["distance"][i], i))[:size])
+
+    for chunk in range(15):
+        found = choose(tmp_path, among, group_index=chunk, num_indexes_to_replace=9)
+        assert found.forget.tolist() == nearest(chunk, 9) and list(found.groups) == [str(chunk)]
+    published = sorted((3, 12, 14), key=lambda chunk: made["chunk_es"][chunk])
+    mixed = choose(tmp_path, among, group_index=-1, num_indexes_to_replace=27)
+    assert listed(mixed.groups) == {level: nearest(chunk, 9) for level, chunk in zip(LEVELS, published, strict=True)}
+    measured = choose(tmp_path, among, mem="mix", mem_proxy="es", num_indexes_to_replace=27)
+    assert listed(measured.groups) == {level: nearest(c, 9) for level, c in zip(LEVELS, made["levels"], strict=True)}
+    for level, chunk in zip(LEVELS, made["levels"], strict=True):
+        found = choose(tmp_path, among, mem=level, mem_proxy="es", num_indexes_to_replace=9)
+        assert found.forget.tolist() == nearest(chunk, 9)
+
+
+def test_a_single_chunk_can_be_unlearned_whole_and_not_refined(tmp_path: Path) -> None:
+    random = np.random.default_rng(6)
+    among = pool(random, 600)
+    write_chunks(tmp_path / "scores.npz", among, random)
+    found = choose(tmp_path, among, thirds=True, group_index=3, num_indexes_to_replace=9)
+    assert list(found.groups) == ["3"]
+    with pytest.raises(BadInput, match="orders no examples"):
+        choose(tmp_path, among, thirds=True, mem_proxy="es", num_indexes_to_replace=9)
+
+
+@pytest.mark.parametrize("changed", [
+    {"levels": np.array([1, 2, 15])}, {"levels": np.array([1, 2, 2])}, {"levels": np.array([1, 2])},
+    {"group": np.zeros(4, np.int64)}, {"distance": np.zeros((2, 300))}, {"chunk_es": np.arange(3.0)},
+    {"distance": np.array([None, "x"])}], ids=lambda changed: ",".join(f"{k}{v.shape}" for k, v in changed.items()))
+def test_chunks_that_do_not_fit_are_bad_input(changed: dict[str, np.ndarray], tmp_path: Path) -> None:
+    random = np.random.default_rng(7)
+    among = pool(random, 600)
+    made = write_chunks(tmp_path / "scores.npz", among, random, **changed)
+    if "chunk_es" in changed:
+        made["levels"][:] = [2, 3, 4]
+        np.savez(tmp_path / "scores.npz", **(made | changed))
+    with pytest.raises(BadInput, match=r"scores\.npz"):
+        choose(tmp_path, among, mem="mix", mem_proxy="es", num_indexes_to_replace=9)
+
+
+# ------------------------------------------------------------------------------------------- through the command line
+
+
+def digits() -> dataset.Data:
+    return dataset.load(DataConfig(dataset="digits", classes="0-2", batch_size=64), quiet_runtime())
+
+
+def write_scores(path: Path, seed: int, **changed: np.ndarray | None) -> Path:
+    """Memorization and two proxies of the three digits' training images, unrelated to one another, many of them equal."""
+    data, random = digits(), np.random.default_rng(seed)
+    y = data.candidates.y
+    content = {name: tied(random, len(y)) for name in ("memorization", "confidence", "entropy")}
+    content |= {"labels": y, "images_key": np.array(data.splits.images_key), **changed}
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+    return path
+
+
+def scored_original(root: Path) -> tuple[Saved, Path]:
+    """An original of three digits that has learned some, and a file of scores."""
+    if not (root / "train").exists():
+        shell.train(root, 1, "--epochs", 2)
+        write_scores(root / "scores.npz", 11)
+    return shell.only(root, "train"), root / "scores.npz"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Saved, Path]:
+    return scored_original(tmp_path_factory.getbasetemp() / "scored")
+
+
+@pytest.mark.parametrize("words", ["--mem mix --num_indexes_to_replace 30", "--mem low --num_indexes_to_replace 20",
+                                   "--mem mid --mem_proxy confidence --num_indexes_to_replace 15"])
+def test_every_stage_forgets_the_same_groups(words: str, scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """Mask, methods of both mains, retrain and the plan; the file that each leaves gives the set once more."""
+    original, scores = scored
+    asked = [*words.split(), "--scores", scores]
+    none = ["--unlearn_epochs", 0]
+    shell.call("generate_mask.py", "--checkpoint", original.folder, *asked, save_dir=tmp_path)
+    for method in ("retrain", "NG"):
+        shell.forget(original, tmp_path, method, *asked, *none)
+    shell.call("main_random.py", "--checkpoint", original.folder, "--unlearn", "RL_og", *none, *asked, save_dir=tmp_path)
+    shell.call("main_rum.py", "--checkpoint", original.folder, "--unlearn", "raw", *asked, save_dir=tmp_path)
+    runs = [shell.only(tmp_path, "mask"), shell.only(tmp_path, "rum"),
+            *(shell.only(tmp_path, "forget", unlearn=method) for method in ("retrain", "NG", "RL_og"))]
+    with np.load(runs[0].folder / "splits.npz") as file:
+        first = dict(file)
+    for run in runs:
+        with np.load(run.folder / "splits.npz") as file:
+            assert all(np.array_equal(file[part], first[part]) for part in ("train", "val", "retain", "forget"))
+            made = [file[name] for name in file.files if name.startswith("group_")]
+            assert np.array_equal(np.sort(np.concatenate(made)), file["forget"])
+        assert run.record["split_key"] == runs[0].record["split_key"]
+        assert run.record["scores"]["sha256"] == sha256(scores)
+        assert sum(run.record["groups"].values()) == run.record["forget_size"] == len(first["forget"])
+    assert read_record(runs[0].folder).record["groups"].keys() == runs[2].record["groups"].keys()
+    values = np.load(scores)[runs[0].setting("mem_proxy") or "memorization"][first["train"]]
+    sign = -1 if "confidence" in words else 1
+    middle = 0.5 if "--mem_proxy" not in words else np.median(sign * values)
+    level, size = words.split()[1], int(words.split()[-1])
+    known = by_hand(sign * values, first["train"], size // 3 if level == "mix" else size, middle)
+    assert first["forget"].tolist() == sorted(i for name in known for i in known[name] if level in ("mix", name))
+
+    shell.forget(original, tmp_path / "again", "NG", "--forget_index", runs[0].folder / "splits.npz", *none)
+    again = shell.only(tmp_path / "again", "forget")
+    assert again.record["split_key"] == runs[0].record["split_key"] and again.folder.name == runs[3].folder.name
+
+
+# ------------------------------------------------------------------------------------------------ scores by record
+
+
+def memorization_run(root: Path, label: str, scores: np.ndarray, pool_of: str, models: int, classes: str = "0-2") -> Path:
+    """A finished run of main_memorization.py with scores of our own."""
+    settings = {"data": DataConfig(dataset="digits", classes=classes), "choice": ScoreConfig()}
+    with Run(RunConfig(save_dir=str(root)), "memorization", label, settings, parent={}) as run:
+        run.save_arrays("scores.npz", memorization=scores)
+        run.result(pool=pool_of, models=models)
+        run.seconds |= {"score": 1.0, "pool": 40.0}
+    return run.folder
+
+
+def scores_used(original: Saved, save_dir: Path, *words: Any) -> dict[str, Any]:
+    """What the record of a mask says of the scores."""
+    shell.call("generate_mask.py", "--checkpoint", original.folder, "--num_indexes_to_replace", 20, *words, save_dir=save_dir)
+    return shell.only(save_dir, "mask").record["scores"]
+
+
+def test_recorded_proxies_are_those_of_the_original_itself(tmp_path: Path) -> None:
+    """Two originals that differ by their seed; each is unlearned by its own events, whichever was trained last."""
+    originals = {seed: shell.train(tmp_path, seed) for seed in (1, 2)}
+    sets = {}
+    for seed, original in originals.items():
+        found = scores_used(original, tmp_path / f"out{seed}", "--mem", "high", "--mem_proxy", "confidence")
+        assert Path(found["path"]) == original.folder / "events.npz" and found["name"] == "confidence"
+        assert found["seconds"] == pytest.approx(original.record["seconds"]["events"], abs=1e-3)
+        with np.load(original.folder / "events.npz") as events, \
+                np.load(shell.only(tmp_path / f"out{seed}", "mask").folder / "splits.npz") as splits:
+            worst = splits["train"][np.argsort(events["confidence"][splits["train"]], kind="stable")[:20]]
+            assert splits["forget"].tolist() == sorted(worst)
+            sets[seed] = splits["forget"]
+    assert not np.array_equal(sets[1], sets[2])
+
+
+def test_memorization_is_found_by_its_data_set(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """Another data set's run does not count; of one pool the larger; of two pools none, with the list; --scores wins."""
+    original, random = scored[0], np.random.default_rng(9)
+    total = len(digits().candidates.y)
+    memorization_run(tmp_path / "a", "other", tied(random, 3), "p", 9, classes="0-3")
+    few = memorization_run(tmp_path / "a", "few", tied(random, total), "p", 4)
+    found = scores_used(original, tmp_path / "a", "--mem", "high")
+    assert Path(found["path"]) == few / "scores.npz" and found["seconds"] == 41
+    assert found["sha256"] == sha256(few / "scores.npz")
+    roots = [tmp_path / "a"]
+    wanted = {"dataset": "digits", "classes": "0-2"}
+    more = memorization_run(tmp_path / "a", "more", tied(random, total), "p", 40)
+    assert groups.find_scores("memorization", None, roots, wanted, None) == more / "scores.npz"
+    memorization_run(tmp_path / "a", "elsewhere", tied(random, total), "q", 4)
+    with pytest.raises(BadInput, match="several runs") as said:
+        groups.find_scores("memorization", None, roots, wanted, None)
+    assert all(str(tmp_path / "a" / "memorization" / name) in str(said.value) for name in ("few", "more", "elsewhere"))
+    named = scores_used(original, tmp_path / "b", "--mem", "high", "--scores", scored[1])
+    assert named["path"] == str(scored[1])
+
+
+def test_a_measured_proxy_is_of_the_one_model(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """Two runs of one proxy, on two models: the one whose parent has the original's hash."""
+    folders = {}
+    for name in ("ours", "theirs"):
+        settings = {"data": DataConfig(dataset="digits", classes="0-2"), "choice": ScoreConfig(score="ho_ret")}
+        with Run(RunConfig(save_dir=str(tmp_path)), "memorization", name, settings, parent={"sha256": name}) as run:
+            run.save_arrays("scores.npz", ho_ret=np.zeros(3))
+        folders[name] = run.folder
+    for name, folder in folders.items():
+        assert groups.find_scores("ho_ret", scored[0], [tmp_path], {}, name) == folder / "scores.npz"
+    with pytest.raises(BadInput, match=r"main_memorization\.py --score ho_ret"):
+        groups.find_scores("ho_ret", scored[0], [tmp_path], {}, "nobody's")
+
+
+def test_held_out_retraining_is_found_by_the_forget_stage(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """Measured by one main, used by the next one for the same original, and no other."""
+    words = ["--checkpoint", scored[0].folder, "--score", "ho_ret", "--ft_epochs", 1]
+    shell.call("main_memorization.py", *words, save_dir=tmp_path)
+    run = shell.only(tmp_path, "memorization")
+    shell.forget(scored[0], tmp_path, "raw", "--mem", "high", "--mem_proxy", "ho_ret", "--num_indexes_to_replace", 20)
+    forgot = shell.only(tmp_path, "forget")
+    assert forgot.record["scores"]["path"] == str(run.folder / "scores.npz")
+    with np.load(run.folder / "scores.npz") as file, np.load(forgot.folder / "splits.npz") as splits:
+        values = file["ho_ret"][splits["train"]]
+        assert splits["forget"].tolist() == by_hand(values, splits["train"], 20, 0)["high"]
+    other = shell.train(tmp_path / "other", 2)
+    with pytest.raises(SystemExit):
+        shell.forget(other, tmp_path, "raw", "--mem", "high", "--mem_proxy", "ho_ret", "--num_indexes_to_replace", 20)
