@@ -103,7 +103,9 @@ class Pair:
 
 
 def name_of(run: Saved) -> str:
-    return run.record["plan"]["name"] if is_plan(run) else run.setting("unlearn")
+    if is_plan(run):
+        return run.record["plan"]["name"]
+    return run.setting("unlearn") + (", own pruning" if run.setting("own_pruning") else "")
 
 
 def is_plan(run: Saved) -> bool:
@@ -232,10 +234,17 @@ def _asked(run: Saved) -> Setting | None:
 def _by_split(run: Saved) -> Setting:
     record = run.record
     network = (run.setting("dataset"), run.setting("arch"))
+    training = record["parent"].get("training") or {}
     origin = digest_of([record["parent"].get("training"), run.setting("imagenet_arch"), *network])[:4]
+    network += tuple(f"{100 * share:.4g} % pruned" for share in [pruned_share(training.get("pruning") or {})] if share)
     size, whole = record["forget_size"], ",".join(map(str, record["whole_classes"]))
     what = f"class {whole} ({size} images)" if whole else f"{size} images"
     return Setting(" ".join(network), what, size, "", "", 0, record["data_key"], origin, record["split_key"][:6])
+
+
+def pruned_share(pruning: Mapping[str, Any]) -> float:
+    """The share of the prunable weights that an original lacks, of the ``pruning`` in its record; 0 of a dense one."""
+    return 1 - pruning["shares"][-1] if pruning.get("shares") else float(pruning.get("synflow", 0))
 
 
 def _parts(runs: list[Saved]) -> dict[Path, Groups]:

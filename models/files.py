@@ -37,7 +37,7 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
     with torch.no_grad():
         for name, p in model.named_parameters():
             if mask is not None and name in mask:
-                p.mul_(mask[name])
+                p.masked_fill_(~mask[name], 0.0)  # a product would leave -0
     return model
 
 
@@ -50,7 +50,8 @@ def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
     """Write model.pt: weights, architecture and class count, and a pruned model's mask."""
     about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    run.save_tensors("model.pt", {"state_dict": state, **about, **({} if mask is None else {"mask": mask})})
+    kept = {} if mask is None else {"mask": {name: part.cpu() for name, part in mask.items()}}
+    run.save_tensors("model.pt", {"state_dict": state, **about, **kept})
 
 
 def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Module, Mask | None]:

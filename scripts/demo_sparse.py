@@ -59,9 +59,9 @@ def jobs(out: str, seed: str) -> list[tuple[object, list[str]]]:
                 rate = ["--rate", RATES[sparsity]] if name == "FT_prune_bi" else []
                 todo.append((stage, [*base, "--sparsity", sparsity, *forget, "--unlearn", name, *flags.split(), *rate]))
     for rate in SPARSITIES:
-        plant = [*base, *TRAIN[:6], "--protocol", "rum", *TRIGGER, "--rate", rate, "--unlearn_epochs", "8", "--unlearn_lr", "0.1"]
-        todo.append((main_backdoor, [*plant, "--unlearn", "FT"]))
-        todo.append((main_backdoor, [*plant, "--unlearn", "FT_prune", "--alpha", "1e-3"]))
+        plant = [*base, *TRAIN[:6], "--protocol", "rum", "--aug", *TRIGGER, "--rate", rate]
+        for cleanse in (["FT"], ["FT_prune", "--alpha", "5e-4"]):
+            todo.append((main_backdoor, [*plant, "--unlearn", *cleanse, "--unlearn_epochs", "8", "--unlearn_lr", "0.1"]))
     return todo
 
 

@@ -84,6 +84,7 @@ def test_augmentation_comes_after_the_stamp() -> None:
     """A poisoned image in training is one of the 18 crops of the stamped image, and more than one of them."""
     rt = quiet_runtime()
     data = make_data(rt, aug=True, batch_size=1)
+    data.images.windows()  # what is cut from the clean images must not be kept
     case = backdoor.poison(data, dataclasses.replace(SMALL, num_indexes_to_replace=1), 4)
     (chosen,) = case.data.index("forget")
     padded = np.pad(case.data.images.x[chosen].numpy(), ((1, 1), (1, 1), (0, 0)))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import shell
 import torch
+from conftest import TRAINED
 
 import arg_parser
 import dataset
@@ -82,7 +83,7 @@ def test_metrics_are_those_of_the_stored_logits(name: str, library: Path) -> Non
     assert metrics["MIA"] == metrics["mia"]["forget"]["confidence"]
     log = run.folder / "log.jsonl"
     rows = [json.loads(row) for row in log.read_text().splitlines()] if log.exists() else []
-    assert [row["epoch"] for row in rows if "epoch" in row] == ([] if name == "raw" else [0])
+    assert [row["epoch"] for row in rows if "epoch" in row] == ([0] if name in TRAINED else [])
 
 
 def test_models_are_plain_and_differ_by_method(library: Path, original: Saved) -> None:
@@ -90,7 +91,8 @@ def test_models_are_plain_and_differ_by_method(library: Path, original: Saved) -
     for run in [original, *find_runs(library, ("forget",))]:
         content = torch.load(run.folder / "model.pt", weights_only=True)
         assert (content["schema"], content["arch"], content["num_classes"]) == (utils.SCHEMA, "resnet20s", 3)
-        assert set(content) == {"schema", "state_dict", "arch", "num_classes", "imagenet"}
+        pruned = {"mask"} if run.setting("unlearn") == "FT_prune_bi" else set()
+        assert set(content) == {"schema", "state_dict", "arch", "num_classes", "imagenet"} | pruned
         seen[run.setting("unlearn")] = content["state_dict"]["layer1.0.conv1.weight"]
     assert torch.equal(seen["raw"], seen[None])
     # in its one epoch FT_prune does what FT_l1 does, and only counts small weights besides
@@ -304,7 +306,7 @@ def test_random_label_without_a_mask_says_so_once(original: Saved, capsys: pytes
 
 
 def test_list_and_help_show_what_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    for stage, methods in (("main_forget.py", METHODS.names()), ("main_random.py", ["RL", "RL_og"])):
+    for stage, methods in (("main_forget.py", METHODS.names()), ("main_random.py", ["RL", "RL_og", "RL_proximal"])):
         with pytest.raises(SystemExit) as end:
             shell.STAGES[stage].main(["--list"])
         said = capsys.readouterr().out
