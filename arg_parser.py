@@ -222,6 +222,9 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     source = dataset.sources.SOURCES[values["data"].get("dataset", "cifar10")]
     values["data"].setdefault("aug", PROTOCOLS[protocol]["aug"] and bool(source.pad or source.flip))
     if "forget" in groups:
+        if parent.record.get("forget_size"):
+            say(f"notice: {parent.folder} was asked to forget {parent.record['forget_size']} examples, which count as training "
+                "data here unless they are named again; main_rum.py --requests keeps what is forgotten out")
         _find_scores(stage, values, typed, parent)
     return values, parent
 

@@ -68,7 +68,7 @@ def _of_run(run: Saved) -> Scored:
     weighty = {f.name for f in dataclasses.fields(SCORES[name].config) if f.metadata.get("digest", True)}
     cfg = {setting: value for setting, value in run.record["settings"]["cfg"].items() if setting in weighty}
     variant = json.dumps([name, cfg, None, {}])
-    owner = run.record["pool"] if name == "memorization" else run.record["parent"]["sha256"]
+    owner = run.record.get("pool", run.record.get("parent", {}).get("sha256", ""))
     return Scored(_network(run), name, variant, run.folder / "scores.npz", spent.get("score", 0.0) + spent.get("pool", 0.0),
                   run.record["images_key"], owner)
 

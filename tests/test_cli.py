@@ -510,3 +510,16 @@ def test_all_but_one_of_a_class_is_no_whole_class(original: Saved, tmp_path: Pat
     run = shell.only(tmp_path, "forget")
     assert run.record["whole_classes"] == [] and run.record["forget_size"] == 131
     assert run.record["metrics"]["test"] == run.record["metrics"]["test_all"]
+
+
+def test_steps_on_other_data_are_other_steps(tmp_path: Path) -> None:
+    """A bare checkpoint has no record to check the data against: other labels are another step, not a finished one."""
+    original = shell.train(tmp_path / "trained")
+    bare = tmp_path / "published.pt"
+    bare.write_bytes((original.folder / "model.pt").read_bytes())
+    for name, relabel in (("a", lambda y: y), ("b", lambda y: (y + 1) % 3)):
+        folder = shell.write_digits(tmp_path / name, relabel)
+        shell.call("main_rum.py", *shell.THREE, *shell.FORGET, "--data", folder, "--checkpoint", bare, "--val_fraction", 0,
+                   "--plan", "all:FT(unlearn_epochs=1)", save_dir=tmp_path)
+    found = [shell.weights(run) for run in find_runs(tmp_path, ("step",))]
+    assert len(found) == 2 and any(not torch.equal(value, found[1][name]) for name, value in found[0].items())

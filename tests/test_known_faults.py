@@ -44,7 +44,8 @@ OUTSIDE_THE_DIGEST = {
     "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature"}
 # settings that need another beside them, or a value of their own form: what they are changed from, and to
 PAIRS = {"subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
-         "shard": ({}, {"shard": "1/2"})}
+         "shard": ({}, {"shard": "1/2"}),
+         "influence_above": ({"influence": True}, {"influence": True, "influence_above": 0.5})}
 TWO_DIGITS = 288  # training images of digits 0 and 1, validation included
 
 

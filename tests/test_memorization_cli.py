@@ -10,6 +10,8 @@ import shell
 from scipy.stats import spearmanr
 
 import trainer
+from evaluation import scores
+from evaluation.pairs import AnalysisConfig
 from memorization import SCORES
 from utils import find_runs
 
@@ -82,6 +84,9 @@ def test_pool_grows_and_the_largest_is_taken(made: Path, tmp_path: Path, capsys:
     assert len(list((tmp_path / "pool").iterdir())) == 1 and len(trained) - before <= before - 1  # the estimate trains one too
     small, large = sorted(find_runs(tmp_path, ("memorization",)), key=lambda run: run.record["models"])
     assert (small.record["models"], large.record["models"]) == (4, 6)
+    (table,) = scores.tables(AnalysisConfig(save_dir=str(tmp_path)), [])
+    assert [line[2] for line in table.csv[1:]] == ["memorization"] and table.csv[1][4] == large.record["seconds"]["pool"] + (
+        large.record["seconds"]["score"])
     same, seen = arrays(shell.only(made, "memorization", score="memorization").folder), arrays(large.folder)
     assert all(np.array_equal(same[name], seen[name]) for name in ("memorization", "n_in", "n_out", "std_error"))
     original = shell.train(tmp_path)
@@ -145,7 +150,8 @@ def test_unlearned_model_has_no_learning_events_of_its_own(made: Path, tmp_path:
     group = ["--mem_proxy", "bi_acc", "--mem", "high", "--num_indexes_to_replace", 20]
     with pytest.raises(SystemExit):
         shell.forget(unlearned, tmp_path, "raw", *group)
-    assert "is of a forget run" in (said := capsys.readouterr().err) and "--scores" in said
+    told = capsys.readouterr()
+    assert "is of a forget run" in told.err and "--scores" in told.err and "was asked to forget 20 examples" in told.out
     with pytest.raises(SystemExit):
         shell.call("main_memorization.py", "--score", "bi_acc", "--checkpoint", unlearned.folder, save_dir=tmp_path)
     assert "is of a forget run" in (said := capsys.readouterr().err) and "--checkpoint" in said

@@ -19,7 +19,7 @@ from pruner.mask import both, largest
 from trainer import predict
 from unlearn.plan import Plan, Step, grouped, purpose_of, read_requests, retained
 from unlearn.saliency import saliency
-from utils import Config, Mask, Run, RunConfig, Runtime, say
+from utils import BadInput, Config, Mask, Run, RunConfig, Runtime, say
 
 
 @dataclasses.dataclass
@@ -129,8 +129,11 @@ class Chain:
         mask = self._mask(model, pruned, step, data, rt, run)
         with run.timed(rt, "unlearn"):
             purpose = purpose_of(request.number, number)
-            made = step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
-            pruned = both(pruned, made)
+            try:
+                made = step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
+            except BadInput as error:
+                raise type(error)(f"step {number + 1}, {step.group}: {step.method.name}: {error}") from None
+        pruned = both(pruned, made)
         self._held = model, pruned
         models.save(run, model, pruned)
         run.result(before=before, after=accuracies(model, data, request.parts, rt), forget_size=len(data.splits.forget),
