@@ -252,6 +252,8 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
         say(f"poisoned model: {args.original.file}")
         return args.original
     cfg = args.training
+    if args.parent.checkpoint is not None:
+        _make_room(Path(args.parent.checkpoint))
     settings = {name: args.settings[name] for name in ("protocol", "data", "model", "plant", "rt")} | {"cfg": cfg}
     own = SimpleNamespace(settings=settings, run=args.run, model=args.model,
                           label=f"{args.data.dataset}-{args.model.arch}-trojan-s{args.rt.seed}")
@@ -268,6 +270,14 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
     told = "  ".join(f"{name} {run.values['metrics'][name]:.2f}" for name in ("SA", "ASR", "ASR_all"))
     say(f"{run.summary()}  {told}  (%)")
     return Original(*read_record(run.folder)) if args.parent.checkpoint is None else _export(run.folder, args.parent.checkpoint)
+
+
+def _make_room(path: Path) -> None:
+    """The folder for a file, before the training that it is for (BadInput where nothing can be written)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --mask") from error
 
 
 def _trained(own: SimpleNamespace, cfg: TrainConfig, data: Data, rt: Runtime, run: Run,
@@ -291,10 +301,6 @@ def _trained(own: SimpleNamespace, cfg: TrainConfig, data: Data, rt: Runtime, ru
 def _export(folder: Path, named: str) -> Original:
     """A copy of the model as one file that holds its record too."""
     path = Path(named)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --mask") from error
     content = models.read_safely(folder / "model.pt") | {"record": json.dumps(read_record(folder).record)}
     write_atomic(path, lambda file: torch.save(content, file))
     say(f"poisoned model: {path}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation import plots
 from evaluation.pairs import AnalysisConfig, Setting, is_plan, needs_scores
-from evaluation.report import FLOOR, Extra, Number, Pivot, Row, cell, digits_of, grid, labels_of
+from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid, labels_of
 from groups import LEVELS
 from utils import digest_of
 
@@ -58,15 +58,15 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
                 found.setdefault(family, {}).setdefault(column, []).append((place, rows))
     pivots = []
     for (network, _, origin, score, size), columns in found.items():
-        cells: dict[str, dict[str, Number]] = {}
+        cells: Cells = {}
         shown = []
         for column in sorted(columns, key=_order):
             for place, rows in columns[column]:
                 # the same group by two files of scores
                 shown.append(column if len(columns[column]) == 1 else f"{column} {place.key}")
-                _fill(cells, shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)], name)
+                fill(cells, shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)], name)
         if len(shown) > 1:
-            pivots.append(Pivot(f"{network}, forget {size} images by {score}, {origin}", tuple(shown), _sorted(cells)))
+            pivots.append(_pivot(f"{network}, forget {size} images by {score}, {origin}", shown, cells, name))
     return pivots
 
 
@@ -81,24 +81,36 @@ def _order(column: str) -> tuple[int, int]:
     return (1, int(column.split()[1])) if column.startswith("chunk") else (2, len(column))
 
 
-def _fill(cells: dict[str, dict[str, Number]], column: str, rows: Iterable[Row], name: str) -> None:
+Cells = dict[str, dict[str, Row]]  # method, with what tells it from others in the column -> column -> row
+
+
+def fill(cells: Cells, column: str, rows: Iterable[Row], name: str) -> None:
+    """Put the rows that have the measure into a column."""
     rows = [row for row in rows if name in row.numbers]
     labels = labels_of([(column, row.variant) for row in rows if row.method != FLOOR])
     for row in rows:
         label = FLOOR if row.method == FLOOR else labels[column, row.variant]
-        cells.setdefault(label, {})[column] = row.numbers[name]
+        cells.setdefault(label, {})[column] = row
+
+
+def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str) -> Pivot:
+    """One measure of the cells, in their order."""
+    numbers = {label: {column: row.numbers[name] for column, row in there.items() if name in row.numbers}
+               for label, there in cells.items()}
+    broken = frozenset((label, column) for label, there in cells.items() for column, row in there.items() if row.collapsed)
+    return Pivot(heading, tuple(columns), {label: there for label, there in numbers.items() if there}, broken)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
 
 
-def _sorted(cells: dict[str, dict[str, Number]]) -> dict[str, dict[str, Number]]:
+def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str) -> Pivot:
     """The original first, plans by kind, then methods; the floor last."""
     def place(label: str) -> tuple[bool, bool, int, str]:
         kind = label.split()[0]
         return label == FLOOR, kind != "raw", KINDS.index(kind) if kind in KINDS else len(KINDS), label
 
-    return {label: cells[label] for label in sorted(cells, key=place)}
+    return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name)
 
 
 def rum(table: list[Row], name: str) -> list[Pivot]:
@@ -127,11 +139,11 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
             there[column if column not in there else f"{column} {place.key}"] = members
     pivots = []
     for (network, _, origin, what), columns in found.items():
-        cells: dict[str, dict[str, Number]] = {}
+        cells: Cells = {}
         for column, members in columns.items():
-            _fill(cells, column, members, name)
+            fill(cells, column, members, name)
         ending = "" if what.endswith(origin) else f", {origin}"
-        pivots.append(Pivot(f"{network}, forget {what}{ending}", tuple(columns), _sorted(cells)))
+        pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name))
     return pivots
 
 
@@ -145,26 +157,33 @@ def _refined_by(run: Any) -> str | None:
 def _extra(stem: str, name: str, title: str, pivots: list[Pivot], draw: Callable[[Pivot, str, str], Figure]) -> list[Extra]:
     if not pivots:
         return []
-    names = [stem if len(pivots) == 1 else f"{stem}-{digest_of(pivot.heading)[:6]}" for pivot in pivots]
-    figures = {file: draw(pivot, name, title) for file, pivot in zip(names, pivots, strict=True)}
+    figures = {file: draw(pivot, name, title) for file, pivot in zip(files_of(stem, pivots), pivots, strict=True)}
     text = "\n".join(line for pivot in pivots for line in markdown(pivot, name, title))
     return [Extra(stem, text, csv_of(pivots), figures)]
 
 
+def files_of(stem: str, pivots: list[Pivot]) -> list[str]:
+    """Names of the figures, without the ending."""
+    return [stem if len(pivots) == 1 else f"{stem}-{digest_of(pivot.heading)[:6]}" for pivot in pivots]
+
+
 def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
-    """Lines: a row a method, cells ``mean ±half width, n``."""
+    """Lines: a row a method, cells ``mean ±half width, n``, in brackets where models collapsed."""
     body = [["method", *pivot.columns]]
     for method, there in pivot.cells.items():
-        words = [f"{cell(there[c], digits_of(name))}, n={there[c][2]}" if c in there else "-" for c in pivot.columns]
-        body.append([method, *words])
-    return [f"{title}: {pivot.heading}", "", *grid(body), ""]
+        words = [cell(there.get(column), digits_of(name)) for column in pivot.columns]
+        words = [f"({word})" if (method, c) in pivot.collapsed else word for c, word in zip(pivot.columns, words, strict=True)]
+        counts = [f", n={there[column][2]}" if column in there else "" for column in pivot.columns]
+        body.append([method, *map("".join, zip(words, counts, strict=True))])
+    return [f"{title}: {pivot.heading}", "", *grid(body), "", *(BROKEN if pivot.collapsed else [])]
 
 
 def csv_of(pivots: list[Pivot]) -> list[list[Any]]:
-    """A line a method and heading, full precision: <column>, <column>_ci (half width), <column>_n."""
+    """A line a method and heading, full precision: <column>, <column>_ci (half width), <column>_n; columns that collapsed."""
     columns = list(dict.fromkeys(column for pivot in pivots for column in pivot.columns))
-    lines: list[list[Any]] = [["setting", "method", *(x for c in columns for x in (c, f"{c}_ci", f"{c}_n"))]]
+    lines: list[list[Any]] = [["setting", "method", *(x for c in columns for x in (c, f"{c}_ci", f"{c}_n")), "collapsed"]]
     for pivot in pivots:
         for method, there in pivot.cells.items():
-            lines.append([pivot.heading, method, *(x for c in columns for x in there.get(c, (None, None, None)))])
+            broken = ", ".join(column for column in columns if (method, column) in pivot.collapsed)
+            lines.append([pivot.heading, method, *(x for c in columns for x in there.get(c, (None, None, None))), broken])
     return lines

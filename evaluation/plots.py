@@ -149,6 +149,42 @@ def plans(pivot: Pivot, name: str, title: str) -> Figure:
     return figure
 
 
+def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
+    """A panel a measure against the original's sparsity, a line a method; hollow points are collapsed models.
+
+    Sparsities stand at equal distances, since most of a sweep lies near 100 %; lines are moved apart by a little.
+    """
+    figure, panels = _figure(12, 5.4, 1, len(pivots), squeeze=False)
+    methods = list(dict.fromkeys(method for pivot in pivots.values() for method in pivot.cells))
+    plain = {"retrain": ("black", "--"), FLOOR: (GREY, ":")}
+    hues = iter(HUES[:6] * len(methods))
+    looks = {method: plain.get(method) or (next(hues), "-") for method in methods}
+    for axes, (name, pivot) in zip(panels.flat, pivots.items(), strict=True):
+        for method, there in pivot.cells.items():
+            colour, line = looks[method]
+            shift = 0.4 * ((methods.index(method) + 0.5) / len(methods) - 0.5)
+            at = {column: place + shift for place, column in enumerate(pivot.columns) if column in there}
+            axes.errorbar(list(at.values()), [there[c][0] for c in at], fmt="o", linestyle=line, color=colour, label=method,
+                          yerr=[float("nan") if there[c][1] is None else there[c][1] for c in at], markersize=4, capsize=2,
+                          elinewidth=0.8, linewidth=1.2)
+            hollow = [c for c in at if (method, c) in pivot.collapsed]
+            axes.plot([at[c] for c in hollow], [there[c][0] for c in hollow], "o", markersize=4, color=colour,
+                      markerfacecolor="white", zorder=5)
+        numbers = [number for there in pivot.cells.values() for number in there.values()]
+        low, high = min(mean for mean, *_ in numbers), max(mean for mean, *_ in numbers)
+        best = 1 if name == "ToW" else 100
+        room = 0.3 * (high - low) + 0.01 * best  # the points decide: see _tell
+        axes.set_ylim(max(low - room, -0.03 * best), min(high + room, 1.03 * best))
+        axes.set_xticks(range(len(pivot.columns)), pivot.columns)
+        axes.set_xlabel("prunable weights that are gone before unlearning")
+        axes.set_ylabel(f"{name} (1 = like retrain)" if name == "ToW" else f"{name}, %")
+    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
+    heading = next(iter(pivots.values())).heading
+    figure.suptitle(textwrap.fill(f"{', '.join(pivots)} by sparsity: {heading}; bars: 95 % t-intervals", 130), fontsize=10)
+    return figure
+
+
 def _way(label: str) -> tuple[str, str]:
     """A row's kind and method: ("RUM^F", "NG (alpha=0.9)"); a plan of several methods is its own line."""
     kind, _, rest = label.partition(" ")

@@ -186,11 +186,15 @@ MIA_COLUMNS = ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "MIA_corre
 
 @dataclasses.dataclass(frozen=True)
 class Pivot:
-    """One measure of several settings beside one another: ``cells[method][column]``, where there is one."""
+    """One measure of several settings beside one another: ``cells[method][column]``, where there is one.
+
+    collapsed: (method, column) of the cells in which runs are broken models.
+    """
 
     heading: str
     columns: tuple[str, ...]
     cells: dict[str, dict[str, Number]]
+    collapsed: frozenset[tuple[str, str]] = frozenset()
 
 
 class Extra(NamedTuple):
@@ -205,6 +209,10 @@ class Extra(NamedTuple):
 def digits_of(name: str) -> int:
     """Decimals in a table; ToW and ToW-MIA lie between 0 and 1."""
     return 3 if name.startswith("ToW") else 2
+
+
+BROKEN = ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
+          "forgetting, and its ToW, in brackets, is not to be ranked.", ""]
 
 
 def costs_scores(part: Iterable[Row]) -> bool:
@@ -252,8 +260,7 @@ def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     """What a reader of this table must know to not misread it."""
     notes = []
     if any(row.collapsed for row in part):
-        notes += ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
-                  "forgetting, and its ToW, in brackets, is not to be ranked.", ""]
+        notes += BROKEN
     aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
     if {"MIA", "Avg. gap"} & set(columns) and aucs and max(aucs) < WEAK:
         notes += [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",

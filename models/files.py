@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.peer import load_peer, load_state, read_safely
 from models.registry import ARCHS, build, build_empty
@@ -76,12 +76,24 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
             load_state(model, content["state_dict"])
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        if mask is not None and any(shapes.get(name) != m.shape or m.dtype != torch.bool for name, m in mask.items()):
-            raise BadInput(f"{path} holds a pruning mask that is not of its own weights; it was put together wrongly")
+        if mask is not None:
+            _check_mask(path, model, mask)
     else:
         source = data.source
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,
                                 mean=source.mean, std=source.std)
     model = model.to(rt.device, memory_format=torch.channels_last)
     return model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}
+
+
+def _check_mask(path: Path, model: nn.Module, mask: Any) -> None:
+    """Refuse a mask that lacks a convolution, names anything else than weights, or calls weights gone that are there."""
+    weights = dict(model.named_parameters())
+    layers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    parts = mask if isinstance(mask, dict) else {}
+    wrong = sorted(layers - set(parts)) or [
+        name for name, part in parts.items() if not isinstance(part, Tensor) or part.dtype != torch.bool
+        or name not in weights or part.shape != weights[name].shape or bool(weights[name].detach()[~part].any())]
+    if wrong:
+        raise BadInput(f"{path} holds a pruning mask that is not of its own weights ({len(wrong)} differ, such as {wrong[0]}); "
+                       "it was put together wrongly")

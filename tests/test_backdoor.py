@@ -364,6 +364,16 @@ def test_what_is_no_trojan_or_another_one_is_refused(planted: Path, tmp_path: Pa
         assert shell.listing(tmp_path) == before
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as end:
+        shell.call("main_backdoor.py", *shell.THREE, "--trigger_size", 2, "--unlearn", "FT", "--mask",
+                   tmp_path / "file" / "a.pt", save_dir=tmp_path / "runs")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "choose another --mask" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_settings_of_the_poisoned_model_give_its_plan() -> None:
     """OMP goes back to epoch 8, in a short training to its middle; a dense model is one training."""
     tried = (182, 0.95), (6, 0.5), (1, 0.5), (30, 0.0)

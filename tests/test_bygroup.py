@@ -346,7 +346,8 @@ def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_tow_by_group_holds_the_settings_side_by_side(bench: Path, written: tuple[Path, str]) -> None:
     lines = csv_lines(written[0] / "tow_by_group.csv")
     assert [line["method"] for line in lines] == ["FT", "NG", FLOOR]
-    assert list(lines[0]) == ["setting", "method", *(f"{c}{end}" for c in (*LEVELS, "mix") for end in ("", "_ci", "_n"))]
+    numbers = [f"{c}{end}" for c in (*LEVELS, "mix") for end in ("", "_ci", "_n")]
+    assert list(lines[0]) == ["setting", "method", *numbers, "collapsed"]
     assert len({line["setting"] for line in lines}) == 1 and "24 images by confidence" in lines[0]["setting"]
     forget = bench / "forget"
     for method, column in [(m, c) for m in ("FT", "NG") for c in LEVELS] + [("FT", "mix")]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import models
 import utils
 from models import ModelConfig
+from pruner.magnitude import apply_mask
 from sources import SOURCES
 from utils import BadInput, Mask, Run, RunConfig, Runtime, Saved
 
@@ -75,6 +76,7 @@ def test_every_weight_and_buffer_comes_back(arch: str, imagenet: bool, tmp_path:
 def test_mask_of_a_pruned_model_comes_back(tmp_path: Path, rt: Runtime) -> None:
     model = random_model(2)
     mask = random_mask(model)
+    apply_mask(model, mask)
     _, found = load(saved(tmp_path, model, mask), rt)
     assert found.keys() == mask.keys() and all(torch.equal(found[name], mask[name]) for name in mask)
 

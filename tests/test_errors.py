@@ -116,10 +116,14 @@ class count typed wrong | train | {THREE} --num_classes 7 | --num_classes 7 & 3 
 no method | forget | --checkpoint {run} {SOME} | --unlearn METHOD is missing & SCRUB
 method without its name | forget | --checkpoint {run} {SOME} --unlearn | unlearn
 unknown method | forget | --checkpoint {run} --unlearn NGG {SOME} | NGG & did you mean 'NG' & SCRUB
-method of a later issue, wfisher | forget | --checkpoint {run} --unlearn wfisher --alpha 1 {SOME} | \
-    unknown unlearning method 'wfisher'
-method of a later issue, fisher_new | forget | --checkpoint {run} --unlearn fisher_new --alpha 1 {SOME} | \
-    unknown unlearning method 'fisher_new'
+influence without damping | forget | --checkpoint {run} --unlearn wfisher --damping 0 {SOME} | --damping must lie in (0, inf)
+solver that is none | forget | --checkpoint {run} --unlearn wfisher --solver newton {SOME} | --solver & woodbury & cg & lissa
+influence by no samples | forget | --checkpoint {run} --unlearn wfisher --fisher_samples 0 {SOME} | --fisher_samples
+noise of negative variance | forget | --checkpoint {run} --unlearn fisher_new --alpha -1 {SOME} | --alpha
+mode of another method | forget | --checkpoint {run} --unlearn fisher --wfisher_mode published {SOME} | \
+    --wfisher_mode & belongs to wfisher
+prune of everything | forget | --checkpoint {run} --unlearn FT_prune_bi --rate 1 {SOME} | --rate
+share that is none | forget | --checkpoint {run} --unlearn RL_proximal --mask_ratio 1.5 {SOME} | --mask_ratio
 method that is not of main_random | random | {ON_RUN} {SOME} | RL, RL_og & main_forget.py --unlearn FT
 unknown flag | train | {THREE} --learning_rate 0.1 | --learning_rate & --help
 unknown word | train | {THREE} quickly | quickly

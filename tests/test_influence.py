@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dataset import Data
 from unlearn import METHODS, Task, persample
 from unlearn.influence import SOLVERS, fisher_product, published_recursion
-from utils import BadInput, Runtime
+from utils import BadInput, Mask, Runtime
 
 METHOD = METHODS["wfisher"]
 
@@ -45,6 +45,56 @@ def test_solvers_against_an_explicit_inverse(solver: str, damping: float, proble
     found = SOLVERS[solver](task, samples, v, METHOD.config(damping=damping, solver_tolerance=1e-10, lissa_scale=scale))
     assert float((found - expected).norm() / expected.norm()) < 1e-8
     assert float((expected - v / damping).norm() / expected.norm()) > 0.05  # the Fisher matrix matters
+
+
+@pytest.fixture
+def mask() -> Mask:
+    """A third of the weights of two tensors is free, and all of the others, which it does not name."""
+    stream, weights = torch.Generator().manual_seed(8), dict(ExactNet().named_parameters())
+    return {name: torch.rand(weights[name].shape, generator=stream) < 0.3 for name in ("conv.weight", "fc.weight")}
+
+
+def of_free(mask: Mask) -> torch.Tensor:
+    """Indices of the free weights among all 131."""
+    every = {name: torch.ones(p.shape) for name, p in ExactNet().named_parameters()} | mask
+    return torch.cat([part.flatten().bool() for part in every.values()]).nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("budget", [None, 12 * 131 * 8])
+def test_masked_weights_are_no_part_of_the_matrix(solver: str, budget: int | None, mask: Mask, problem: tuple,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inverse of the free weights' own Fisher matrix; the whole one's inverse, cut to them, is another step."""
+    task, samples, rows, v = problem
+    task.mask, free = mask, of_free(mask)
+    if budget is not None:
+        monkeypatch.setattr(persample, "_budget", lambda device: budget)
+    matrix = 0.1 * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
+    expected = torch.zeros(131, dtype=torch.float64)
+    expected[free] = torch.linalg.inv(matrix[free][:, free]) @ v[free]
+    v = torch.zeros_like(v).index_copy(0, free, v[free])
+    scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])
+    found = SOLVERS[solver](task, samples, v, METHOD.config(damping=0.1, solver_tolerance=1e-10, lissa_scale=scale))
+    assert float((found - expected).norm() / expected.norm()) < 1e-8
+    cut = (torch.linalg.inv(matrix) @ v)[free]
+    assert float((cut - expected[free]).norm() / expected.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_step_of_a_masked_model(mode: str, mask: Mask, rt: Runtime) -> None:
+    """The whole method against the loop's rows, all of retain as samples: v, the solution and the step on free weights."""
+    data, model = make_data(rt), ExactNet()
+    before, free = [snapshot(model)[name] for name, _ in model.named_parameters()], of_free(mask)
+    forget, retain = (rows_of(model, data.subset(data.index(part)))[:, free] for part in ("forget", "retain"))
+    n_f, n_r = len(forget), len(retain)
+    v = forget.sum(0) / (n_f + n_r) - retain.sum(0) * n_f / ((n_f + n_r) * n_r)
+    k, o = v.clone(), retain[0].clone()
+    for g in retain[1:]:
+        k, o = k - (k @ g) / (n_r + o @ g) * o, o - (o @ g) / (n_r + o @ g) * o
+    inverse = torch.linalg.inv(0.2 * torch.eye(len(free), dtype=torch.float64) + retain.T @ retain / n_r)
+    expected = torch.cat([p.flatten() for p in before]).index_add(0, free, 0.5 * (k if mode == "published" else inverse @ v))
+    METHOD.apply(model, data, METHOD.config(alpha=0.5, damping=0.2, fisher_samples=n_r, wfisher_mode=mode), rt, None, mask)
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_lissa_is_its_series(problem: tuple) -> None:
@@ -118,7 +168,8 @@ def test_step_is_away_from_the_forget_set_and_stays_with_retain(rt: Runtime) -> 
 def test_samples_are_drawn_without_repetition_from_all_of_retain(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the first in order, which a sorted data set would have of one class; more than there are means all."""
     seen, real = [], persample.gram
-    monkeypatch.setattr(persample, "gram", lambda model, loader: seen.append(loader.index.tolist()) or real(model, loader))
+    monkeypatch.setattr(persample, "gram", lambda model, loader, **rest: seen.append(loader.index.tolist())
+                        or real(model, loader, **rest))
     data = make_data(rt)
     for count in (20, 20, 500):
         METHOD.apply(tiny_net(rt), data, METHOD.config(fisher_samples=count), rt)

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,41 @@ def test_bad_input_ends_in_one_line_before_training(
     said = refused(program, line.format_map(room).split(), tmp_path / "new" / "runs", capsys)
     assert not [word for word in words.split(" & ") if word not in said], said
     assert shell.listing(tmp_path, sparse) == before
+
+
+def lacking(content: dict[str, Any]) -> None:
+    del content["mask"]["layer1.0.conv1.weight"]
+
+
+def additional(content: dict[str, Any]) -> None:
+    content["mask"]["layer9.weight"] = torch.ones(3, dtype=torch.bool)
+
+
+def reshaped(content: dict[str, Any]) -> None:
+    content["mask"]["conv1.weight"] = content["mask"]["conv1.weight"][1:]
+
+
+def of_floats(content: dict[str, Any]) -> None:
+    content["mask"]["conv1.weight"] = content["mask"]["conv1.weight"].float()
+
+
+def with_weights_that_are_there(content: dict[str, Any]) -> None:
+    content["state_dict"]["conv1.weight"][~content["mask"]["conv1.weight"]] = 0.5
+
+
+def no_names(content: dict[str, Any]) -> None:
+    content["mask"] = [0, 1]
+
+
+@pytest.mark.parametrize("spoil", [lacking, additional, reshaped, of_floats, with_weights_that_are_there, no_names])
+def test_a_mask_that_is_not_of_its_weights_is_refused(spoil: Callable[[dict[str, Any]], None], sparse: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(shell.only(sparse, "imp").folder, tmp_path / "imp"))
+    content = torch.load(folder / "model.pt", weights_only=True)
+    spoil(content)
+    torch.save(content, folder / "model.pt")
+    said = refused("main_forget.py", ["--checkpoint", folder, "--unlearn", "FT", *shell.FORGET], tmp_path / "runs", capsys)
+    assert "pruning mask that is not of its own weights" in said and not (tmp_path / "runs").exists()
 
 
 def test_a_layer_that_pruning_empties_is_named_and_the_dense_round_kept(tmp_path: Path,

@@ -64,6 +64,8 @@ def toy(words: list[str]) -> list[str]:
     for place, word in enumerate(words[:-1]):
         if word.startswith("--") and word[2:] in TOY:
             out[place + 1] = TOY[word[2:]]
+    if "--rewind_epoch" in words:  # it lies within the epochs
+        out[words.index("--rewind_epoch") + 1], out[words.index("--epochs") + 1] = "1", "2"
     return [re.sub(r"unlearn_epochs=\d+", "unlearn_epochs=1", word) for word in out if word not in ("--imagenet_arch",)]
 
 

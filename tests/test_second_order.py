@@ -340,6 +340,34 @@ def test_spread_of_reset_rows_and_of_the_rest() -> None:
     assert torch.equal(spread(p[0], info[0], 0.1, True, [])[1], variance)  # a head's bias is widened once
 
 
+def test_spread_is_shared_by_free_weights_alone() -> None:
+    """Two of three weights of an output are free: their mean, whatever the third; none free: no number."""
+    p, info = torch.ones(2, 3, 1), torch.tensor([[1.0, 0.25, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64)[..., None]
+    free = torch.tensor([[True, True, False], [False] * 3])[..., None]
+    _, variance = spread(p, info, 0.1, False, [], free)
+    torch.testing.assert_close(variance[0].flatten(), torch.tensor([0.25] * 3, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert variance[1].isnan().all()
+    assert spread(p, info * torch.nan, 0.1, False, [], free)[1].isnan().all()  # a diverged model stays one
+
+
+@pytest.mark.parametrize("mode", ["exact", "published"])
+def test_noise_of_a_pruned_model_by_its_own_variance(mode: str, rt: Runtime, data: Data,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the three weights that share a variance are pruned: in the published mode they lend theirs, the largest."""
+    monkeypatch.setattr("unlearn.fisher._normal", lambda p, stream: torch.ones_like(p, dtype=torch.float64))
+    mask = {"conv.weight": torch.zeros(4, 3, 3, 3, dtype=torch.bool)}
+    mask["conv.weight"][:, 0, 1, 1] = True
+    model = tiny_net(rt)
+    METHODS["fisher_new"].apply(model, data, METHODS["fisher_new"].config(alpha=1e-4, fisher_mode=mode), rt, None, mask)
+    twin = tiny_net(rt)
+    batches = Task(METHODS["fisher_new"], twin, data, rt, None, None, "strict").in_order("retain", batch_size=32)
+    measure = persample.squared if mode == "exact" else persample.squared_means
+    own = 1e-4 * (1 / (measure(twin, batches, persample.every_label)["conv.weight"][:, 0, 1, 1] + 1e-8)).clamp(max=1e3)
+    expected = own if mode == "exact" else (own + 2 * 1e-4 * 1e3) / 3
+    found = (model.conv.weight - twin.conv.weight).detach()[:, 0, 1, 1].double()
+    torch.testing.assert_close(found, expected.sqrt(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("arch", ["resnet8s", "vgg11_bn"])
 def test_head_is_the_last_layer(arch: str) -> None:
     with quiet_runtime().seeded(arch):

@@ -54,7 +54,8 @@ class ForgettingConfig(Config):
 @register("fisher_new", config=ForgettingConfig, uses="retain", source=GOLATKAR,
           departs="--alpha defaults to 3e-8 (published: 0.2); images in order and without augmentation; the head's rows are "
                   "reset for whole forgotten classes only, where the published code resets the last class for random "
-                  "examples (in --fisher_mode published too)")
+                  "examples (in --fisher_mode published too); the mean over an output's weights leaves out those that a mask "
+                  "holds (--fisher_mode published: pruned ones count with the largest variance)")
 def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
     """Draw weights anew around their values, wider where the retain set's Fisher information is small (FF)."""
     if cfg.fisher_mode == "exact":
@@ -66,23 +67,30 @@ def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
         head = {name for name, p in task.model.named_parameters() if p.shape[:1] == (task.num_classes,)}
     stream, whole, new = task.generator("noise"), task.whole_classes, {}
     for name, p in task.model.named_parameters():
-        mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole)
+        free = None if task.mask is None or name not in task.mask else task.mask[name].to(p.device)
+        if free is not None and cfg.fisher_mode == "published":  # there a pruned weight has no gradient, and counts in the mean
+            info[name], free = info[name] * free, None
+        mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole, free)
         new[name] = mean + variance.sqrt() * _normal(p, stream)
     task.replace(new)
     task.log_whole(whole_classes=whole)
 
 
-def spread(p: Tensor, info: Tensor, alpha: float, head: bool, whole: list[int]) -> tuple[Tensor, Tensor]:
+def spread(p: Tensor, info: Tensor, alpha: float, head: bool, whole: list[int],
+           free: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance, float64, that the weights of a parameter are drawn with.
 
     Args:
         info: Fisher information of each weight; its inverse counts up to 1e3 (the head's up to 1e2).
         alpha: scale of the variance, which all weights of an output share: the mean of theirs.
+        free: bool of the parameter's shape, what a mask lets change; the mean is over those alone, NaN where there is none.
         head: the parameter has a row for each class; those of the ``whole`` forgotten classes start again from 0.
     """
     mean, variance = p.double().clone(), alpha * (1 / (info + FLOOR)).clamp(max=1e2 if head else 1e3)
     if p.ndim > 1:
-        variance = variance.mean(1, keepdim=True).expand_as(p).clone()
+        free = torch.ones_like(p, dtype=torch.bool) if free is None else free
+        shared = variance.masked_fill(~free, 0).sum(1, keepdim=True) / free.sum(1, keepdim=True)
+        variance = shared.expand_as(p).clone()
     if head:
         mean[whole], variance[whole] = 0, 1e-4
     return mean, variance * 10 if head or p.ndim == 1 else variance

@@ -34,18 +34,20 @@ class InfluenceConfig(Config):
                  "Hessian: Singh and Alistarh, NeurIPS 2020, arXiv:2004.14340",
           departs="a true solution with the damped empirical Fisher matrix of examples drawn at random; the published one "
                   "(--wfisher_mode published) moves along v and one example's gradient. --alpha defaults to 1 (published: "
-                  "0.2); images in order and without augmentation")
+                  "0.2); images in order and without augmentation; weights that a mask holds are no part of the matrix nor "
+                  "of v (published: so for pruned ones, a saliency mask cuts the finished step)")
 def influence(task: Task, cfg: InfluenceConfig) -> None:
     """Take one step that estimates the optimum without the forget set, by the inverse Fisher matrix (IU)."""
     model, retain, forget = task.model, task.in_order("retain"), task.in_order("forget")
-    of_forget, of_retain = (persample.weighted(model, task.shown(part, "gradients")) for part in (forget, retain))
+    free = persample.free_of(model, task.mask)
+    of_forget, of_retain = (persample.weighted(model, task.shown(part, "gradients"), free=free) for part in (forget, retain))
     total = forget.size + retain.size
     v = of_forget / total - of_retain * (forget.size / (total * retain.size))
     if not bool(v.isfinite().all()):
         task.refuse("the model's gradients are not finite, so there is no influence to take; start from another original")
     if cfg.wfisher_mode == "published":
         chosen = persample.piece(retain, 0, cfg.fisher_samples + 2)
-        step = published_recursion(model, chosen, v, cfg.fisher_samples)
+        step = published_recursion(model, chosen, v, cfg.fisher_samples, free)
     else:
         chosen = _drawn(task, retain, cfg.fisher_samples)
         step = SOLVERS[cfg.solver](task, chosen, v, cfg)
@@ -61,12 +63,17 @@ def _drawn(task: Task, retain: Loader, count: int) -> Loader:
 
 
 def woodbury(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tensor:
-    """(damping I + G^T G / n)^-1 v = (v - G^T (n damping I + G G^T)^-1 G v) / damping, float64 [D]."""
-    kernel, along = persample.gram(task.model, samples), persample.along(task.model, samples, [v])
+    """(damping I + G^T G / n)^-1 v = (v - G^T (n damping I + G G^T)^-1 G v) / damping, float64 [D].
+
+    Here as in the other solvers, G's columns and v are 0 for weights that a mask holds: the inverse is that of the free
+    weights' Fisher matrix, which is not the whole one's inverse cut to them.
+    """
+    free = persample.free_of(task.model, task.mask)
+    kernel, along = persample.gram(task.model, samples, free=free), persample.along(task.model, samples, [v])
     share = coefficients(kernel, along, cfg.damping)
     if share is None:
         task.refuse(f"the damped Gram matrix is not positive definite: raise --damping {cfg.damping:g}")
-    return (v - persample.weighted(task.model, samples, share)) / cfg.damping
+    return (v - persample.weighted(task.model, samples, share, free)) / cfg.damping
 
 
 def coefficients(kernel: Tensor, along: Tensor, damping: float) -> Tensor | None:
@@ -80,10 +87,11 @@ def conjugate_gradients(task: Task, samples: Loader, v: Tensor, cfg: InfluenceCo
     """Solve (damping I + G^T G / n) x = v by products alone, float64 [D]."""
     x, left = torch.zeros_like(v), v.clone()
     toward, before, goal = left.clone(), float(v @ v), cfg.solver_tolerance**2 * float(v @ v)
+    free = persample.free_of(task.model, task.mask)
     for _ in task.shown(range(cfg.solver_steps), "conjugate gradients"):
         if before <= goal:
             break
-        product = fisher_product(task.model, samples, toward, cfg.damping)
+        product = fisher_product(task.model, samples, toward, cfg.damping, free)
         rate = before / float(toward @ product)
         x, left = x + rate * toward, left - rate * product
         now = float(left @ left)
@@ -100,8 +108,9 @@ def lissa(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tenso
     Agarwal et al., JMLR 2017, arXiv:1602.03943, with all samples in every step, so that it converges.
     """
     x, left, goal = v.clone(), v, cfg.solver_tolerance * float(v.norm())
+    free = persample.free_of(task.model, task.mask)
     for _ in task.shown(range(cfg.solver_steps), "LiSSA"):
-        left = v - fisher_product(task.model, samples, x, cfg.damping) / cfg.lissa_scale
+        left = v - fisher_product(task.model, samples, x, cfg.damping, free) / cfg.lissa_scale
         if not goal < float(left.norm()) < 1e6 * float(v.norm()):  # done, or diverging, or no number any more
             break
         x = x + left
@@ -114,19 +123,19 @@ def lissa(task: Task, samples: Loader, v: Tensor, cfg: InfluenceConfig) -> Tenso
 SOLVERS = {"woodbury": woodbury, "cg": conjugate_gradients, "lissa": lissa}
 
 
-def fisher_product(model: nn.Module, samples: Loader, v: Tensor, damping: float) -> Tensor:
-    """(damping I + G^T G / n) v, float64 [D]: one pass for G v, one for G^T of it."""
+def fisher_product(model: nn.Module, samples: Loader, v: Tensor, damping: float, free: Tensor | None = None) -> Tensor:
+    """(damping I + G^T G / n) v, float64 [D]: one pass for G v, one for G^T of it; v is 0 where it is not ``free``."""
     share = persample.along(model, samples, [v])[:, 0] / samples.size
-    return damping * v + persample.weighted(model, samples, share)
+    return damping * v + persample.weighted(model, samples, share, free)
 
 
-def published_recursion(model: nn.Module, samples: Loader, v: Tensor, count: int) -> Tensor:
+def published_recursion(model: nn.Module, samples: Loader, v: Tensor, count: int, free: Tensor | None = None) -> Tensor:
     """What the published "WoodFisher" returns, float64 [D]: v + c g_1, where g_1 is the first sample's gradient.
 
     Its o starts as g_1 and is only ever scaled, so that o = s g_1 and k = v + c g_1 throughout, and a sample enters by its
     products with g_1 and v alone: k <- k - (k.g) / (N + o.g) o and o <- o - (o.g) / (N + o.g) o, with N = ``count``.
     """
-    first = persample.weighted(model, persample.piece(samples, 0, 1))
+    first = persample.weighted(model, persample.piece(samples, 0, 1), free=free)
     products = persample.along(model, samples, [first, v]).tolist()
     s, c = 1.0, 0.0
     for with_first, with_v in products[1:]:

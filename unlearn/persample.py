@@ -1,8 +1,9 @@
 """Gradients of single examples, and what is built on them, without ever holding the gradients of a whole set.
 
 G float [n, D] is the matrix whose row i is the gradient of -log p_y(x_i), all D parameters of the model in the order of
-``named_parameters``, flattened. Everything here is taken in eval mode, so that an example's gradient is its own, and in
-full float32 also where training may use less. Shapes: B examples, K classes, n examples in all.
+``named_parameters``, flattened; with ``free`` (bool [D]) its other columns are 0. Everything here is taken in eval mode, so
+that an example's gradient is its own, and in full float32 also where training may use less. Shapes: B examples, K classes,
+n examples in all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 
 from dataset import Batch, Loader
+from utils import Mask
 
 Values = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
 # from logits [..., K] and labels [...] the derivatives by the logits, [..., K] each, whose squared gradients are added
@@ -87,7 +89,7 @@ def squared_means(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_
     return {name: total / max(1, count) for name, total in zip(params, totals, strict=True)}
 
 
-def weighted(model: nn.Module, batches: Iterable[Batch], weights: Tensor | None = None) -> Tensor:
+def weighted(model: nn.Module, batches: Iterable[Batch], weights: Tensor | None = None, free: Tensor | None = None) -> Tensor:
     """G^T u, float64 [D], for weights u [n], or the sum of all gradients: one plain backward pass a batch."""
     params = list(model.parameters())
     total, at = torch.zeros(sum(p.numel() for p in params), dtype=torch.float64, device=params[0].device), 0
@@ -99,7 +101,7 @@ def weighted(model: nn.Module, batches: Iterable[Batch], weights: Tensor | None 
                 slope = slope * weights[at : at + len(batch.y), None].to(slope)
             at += len(batch.y)
             total += flat(torch.autograd.grad(logits, params, slope))
-    return total
+    return total if free is None else total.masked_fill_(~free, 0)
 
 
 def along(model: nn.Module, batches: Iterable[Batch], vectors: list[Tensor]) -> Tensor:
@@ -118,24 +120,26 @@ def along(model: nn.Module, batches: Iterable[Batch], vectors: list[Tensor]) -> 
     return torch.cat(found)
 
 
-def gram(model: nn.Module, loader: Loader, budget: int | None = None) -> Tensor:
+def gram(model: nn.Module, loader: Loader, budget: int | None = None, free: Tensor | None = None) -> Tensor:
     """G G^T, float64 [n, n]; gradients that do not fit into the budget are computed again for each pair of blocks.
 
     Args:
         budget: bytes for the gradients that are kept; a part of what is free if None.
     """
     params = dict(model.named_parameters())
+    columns = None if free is None else free.nonzero()[:, 0]  # of a sparse model's gradients only those that count are kept
+    share = 1.0 if columns is None else max(1, len(columns)) / len(free)
     n, budget = loader.size, _budget(loader.images.device) if budget is None else budget
     budget = budget // 2  # the other half is for the chunk that is being differentiated
-    fits = max(1, budget // _bytes(params))
+    fits = max(1, int(budget / (share * _bytes(params))))
     block = n if fits >= n else max(1, fits // 2)
     cuts = [(start, min(n, start + block)) for start in range(0, n, block)]
     found = torch.zeros(n, n, dtype=torch.float64, device=loader.images.device)
     with _exact(model):
         for i, (top, bottom) in enumerate(cuts):
-            mine = gradients(model, piece(loader, top, bottom), budget)
+            mine = gradients(model, piece(loader, top, bottom), budget, columns)
             for left, right in cuts[: i + 1]:
-                others = mine if left == top else gradients(model, piece(loader, left, right), budget)
+                others = mine if left == top else gradients(model, piece(loader, left, right), budget, columns)
                 found[top:bottom, left:right] = products = inner(mine, others)
                 found[left:right, top:bottom] = products.T
     return found
@@ -156,13 +160,14 @@ def inner(rows: Tensor, others: Tensor) -> Tensor:
     return found.tril() + found.tril(-1).T if same else found
 
 
-def gradients(model: nn.Module, loader: Loader, budget: int | None = None) -> Tensor:
-    """G itself, [n, D] in the parameters' precision."""
+def gradients(model: nn.Module, loader: Loader, budget: int | None = None, columns: Tensor | None = None) -> Tensor:
+    """G itself, [n, D] in the parameters' precision, or some of its columns, by their int64 indices."""
     first = next(model.parameters())
-    found, at = torch.empty(loader.size, sum(p.numel() for p in model.parameters()), dtype=first.dtype, device=first.device), 0
+    width = sum(p.numel() for p in model.parameters()) if columns is None else len(columns)
+    found, at = torch.empty(loader.size, width, dtype=first.dtype, device=first.device), 0
     with _exact(model):
         for part in _gradients(model, loader, budget):
-            found[at : at + len(part)] = part
+            found[at : at + len(part)] = part if columns is None else part[:, columns]
             at += len(part)
     return found
 
@@ -182,6 +187,14 @@ def _gradients(model: nn.Module, batches: Iterable[Batch], budget: int | None = 
 def piece(loader: Loader, start: int, end: int) -> Loader:
     """Examples ``start`` to ``end`` of a loader, in its order."""
     return Loader(loader.images, loader.index[start:end], loader.labels[start:end], loader.batch_size)
+
+
+def free_of(model: nn.Module, mask: Mask | None) -> Tensor | None:
+    """True for each of the D weights that may move, bool [D]; None without a mask. What the mask does not name is free."""
+    if mask is None:
+        return None
+    return torch.cat([mask[name].flatten().to(p.device) if name in mask else torch.ones_like(p, dtype=torch.bool).flatten()
+                      for name, p in model.named_parameters()])
 
 
 def flat(values: Iterable[Tensor]) -> Tensor:

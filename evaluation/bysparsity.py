@@ -1,0 +1,108 @@
+"""Sparsity before unlearning: every method beside itself on originals that were pruned more and less, the dense one first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation import plots
+from evaluation.bygroup import Cells, files_of, fill, markdown, pivot_of
+from evaluation.pairs import AnalysisConfig, pruned_share
+from evaluation.report import FLOOR, Extra, Pivot, Row
+from utils import digest_of
+
+MEASURES = ("ToW", "UA", "RA", "TA", "MIA", "seconds")
+DRAWN = ("ToW", "UA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One network, training and forget set with originals of several sparsities.
+
+    shares: column -> share of the prunable weights that is gone; cells: retrain, raw, methods, floor -> column -> row.
+    """
+
+    heading: str
+    shares: dict[str, float]
+    cells: Cells
+
+    def pivot(self, name: str) -> Pivot:
+        """The table of a measure; of ToW without retrain, which is its own reference."""
+        cells = {label: there for label, there in self.cells.items()
+                 if name != "ToW" or label == FLOOR or next(iter(there.values())).pairs[0].method != "retrain"}
+        return pivot_of(self.heading, self.shares, cells, name)
+
+
+def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+    """sparsity.csv, .md and .png, where originals of several sparsities are among the runs."""
+    found = sweeps(table)
+    if not found:
+        return []
+    pivots = [{name: sweep.pivot(name) for name in MEASURES} for sweep in found]
+    text = "\n".join(line for part in pivots for name, pivot in part.items() if pivot.cells
+                     for line in markdown(pivot, name, f"{name} by sparsity"))
+    names = files_of("sparsity", [part["ToW"] for part in pivots])
+    figures = {name: plots.sparsities({key: part[key] for key in DRAWN}) for name, part in zip(names, pivots, strict=True)}
+    return [Extra("sparsity", text, csv_of(found), figures)]
+
+
+def sweeps(table: list[Row]) -> list[Sweep]:
+    """The families of originals of which there are several sparsities; a dense one stands in each that it belongs to."""
+    families: dict[tuple[Any, ...], dict[str, list[tuple[float, list[Row]]]]] = {}
+    for setting in dict.fromkeys(row.setting for row in table):
+        rows = [row for row in table if row.setting == setting]
+        run = rows[0].pairs[0].run
+        training = run.record["parent"].get("training")
+        if training is None:  # a published file has no record that says how it was pruned
+            continue
+        pruning = training.get("pruning") or {}
+        rest = {name: value for name, value in training.items() if name != "pruning"}
+        network = f"{run.setting('dataset')} {run.setting('arch')}"
+        family = rows[0].place._replace(network=network, origin=digest_of([rest, run.setting("imagenet_arch")])[:4])
+        families.setdefault(family, {}).setdefault(_way(pruning), []).append((pruned_share(pruning), rows))
+    found = []
+    for family, ways in families.items():
+        dense = ways.pop("", [])
+        for way, members in ways.items():
+            parts = sorted([*dense, *members], key=lambda part: part[0])
+            if len({share for share, _ in parts}) > 1:
+                found.append(_sweep(family.label.replace(", ", f", pruned by {way}, ", 1), parts))
+    return found
+
+
+def _way(pruning: Mapping[str, Any]) -> str:
+    """How an original was pruned, but for how much; "" of a dense one."""
+    if "shares" in pruning:
+        name = "random pruning" if pruning["random_prune"] else "OMP" if len(pruning["shares"]) == 2 else "IMP"
+        told = [str(pruning[key]) for key in ("prune_type", "rewind_epoch", "rewind_schedule", "prune_scope")]
+        return " ".join([name, *told, *([pruning["file"][:6]] if pruning["file"] else [])])
+    if "synflow" in pruning:
+        kept = " keep_shortcuts" if pruning["keep_shortcuts"] else ""
+        return f"SynFlow {pruning['rounds']} rounds{kept}"
+    return ""
+
+
+def _sweep(heading: str, parts: list[tuple[float, list[Row]]]) -> Sweep:
+    shares: dict[str, float] = {}
+    cells: Cells = {}
+    for share, rows in parts:
+        column = f"{100 * share:.4g} %"
+        if column in shares:  # pruned to the same share in other steps
+            column = f"{column} {rows[0].place.origin}"
+        shares[column] = share
+        fill(cells, column, rows, "ToW")
+    return Sweep(heading, shares, {label: cells[label] for label in sorted(cells, key=lambda label: label == FLOOR)})
+
+
+def csv_of(found: list[Sweep]) -> list[list[Any]]:
+    """A line a heading, method and sparsity, full precision: n, how many collapsed, <measure>, <measure>_ci (half width)."""
+    numbers = [x for name in MEASURES for x in (name, f"{name}_ci")]
+    lines: list[list[Any]] = [["setting", "method", "sparsity", "n", "collapsed", *numbers]]
+    for sweep in found:
+        for method, there in sweep.cells.items():
+            for column, row in there.items():
+                numbers = [row.numbers.get(name, (None, None, 0)) for name in MEASURES]
+                lines.append([sweep.heading, method, sweep.shares[column], max(n for *_, n in row.numbers.values()),
+                              row.collapsed, *(x for mean, half, _ in numbers for x in (mean, half))])
+    return lines
