@@ -24,13 +24,14 @@ if [ "$SIZE" = full ]; then
   REFINED=(${REFINED:-FT NG SCRUB RL})
   POOL=(--arch "${POOL_ARCH:-resnet18}" --models "${MODELS:-400}" --recipe "${POOL_RECIPE:-paper}")
 else
-  ARCH=${ARCH:-resnet8s} EPOCHS=${EPOCHS:-8} GROUP=${GROUP:-100}
+  ARCH=${ARCH:-resnet8s} EPOCHS=${EPOCHS:-20} GROUP=${GROUP:-100}
   RECIPE=${RECIPE:-scripts/recipes/cifar10_small.json}
   SEEDS=(${SEEDS:-1 2})
   METHODS=(${METHODS:-FT GA NG SCRUB RL RL_og})
   PROXIES=(${PROXIES:-confidence bi_acc})
   REFINED=(${REFINED:-FT NG RL})
-  POOL=(--arch "${POOL_ARCH:-resnet8s}" --models "${MODELS:-20}" --recipe "${POOL_RECIPE:-fast}")
+  POOL=(--arch "${POOL_ARCH:-resnet8s}" --models "${MODELS:-40}" --recipe "${POOL_RECIPE:-fast}" --pool_epochs 20
+        --pool_batch 64)  # on few images; the eight epochs of the recipe do not fit them
 fi
 
 data=(--save_dir "$SAVE_DIR" --data "$DATA" --dataset "$DATASET")
