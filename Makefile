@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 
 .PHONY: demo demo-sparse test bench lint tables clean
@@ -12,7 +13,7 @@ demo-sparse: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks
