@@ -40,7 +40,7 @@ def bench(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[str, fl
         config = DataConfig(dataset="cifar10", data=place, download=False)
         data = dataset.load(config, rt)
         for arch in ARCHS:
-            cfg = PoolConfig(models=64, fraction=0.8, pool_epochs=1, pool_batch=64)
+            cfg = PoolConfig(models=96, fraction=0.8, pool_epochs=1, pool_batch=64)
             pool = Pool(Path(place), cfg, data, ModelConfig(arch=arch), rt, config)
             pool.folder.mkdir(parents=True)
             sides = sides_of(pool, args.threads)
@@ -65,7 +65,7 @@ def write_images(path: Path, train: int = 400, test: int = 80) -> None:
 
 def sides_of(pool: Pool, threads: int) -> dict[str, Callable[[], Seen]]:
     """Name -> what trains some models and says how many it made a second."""
-    numbers = itertools.cycle(range(0, pool.cfg.models, 8))
+    numbers = itertools.cycle(range(0, 64, 8))
 
     def some(count: int) -> list[int]:
         first = next(numbers)
@@ -80,12 +80,12 @@ def sides_of(pool: Pool, threads: int) -> dict[str, Callable[[], Seen]]:
             torch.set_num_threads(before)
 
     return {
-        "one after another, 1 thread": lambda: here(lambda: engines.serial(pool.setup, pool.subset, some(2)), 2, 1),
+        "one after another, 1 thread": lambda: here(lambda: engines.serial(pool.setup, pool.subset, some(4)), 4, 1),
         f"one after another, {threads} threads": lambda: here(
-            lambda: engines.serial(pool.setup, pool.subset, some(2)), 2, threads),
+            lambda: engines.serial(pool.setup, pool.subset, some(4)), 4, threads),
         f"{STACKED} at once, 1 thread": lambda: here(
             lambda: engines.stacked(pool.setup, pool.subset, some(STACKED), STACKED), STACKED, 1),
-        f"{WORKERS} processes": lambda: rate(factory._spread(pool, some(8), WORKERS, 0), 8, WORKERS),
+        f"{WORKERS} processes": lambda: rate(factory._spread(pool, some(20), WORKERS, 0), 20, WORKERS),
     }
 
 

@@ -69,7 +69,7 @@ def test_every_module_can_be_imported_first() -> None:
 
 
 def test_requirements_are_what_the_code_imports() -> None:
-    """No package that is not there, none that nobody imports; ruff is the one that is run and not imported."""
+    """No package that is not there, none that nobody imports; ruff and pytest-xdist are run and not imported."""
     own = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     imported = set()
     for path in FILES:
@@ -81,7 +81,7 @@ def test_requirements_are_what_the_code_imports() -> None:
     foreign = imported - own - sys.stdlib_module_names
     lines = (ROOT / "requirements.txt").read_text().split()
     required = {re.match(r"[\w-]+", line)[0] for line in lines}
-    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in foreign} == required - {"ruff"}
+    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in foreign} == required - {"ruff", "pytest-xdist"}
 
 
 def few_images(folder: Path, name: str) -> np.ndarray:
