@@ -81,7 +81,8 @@ def test_requirements_are_what_the_code_imports() -> None:
     foreign = imported - own - sys.stdlib_module_names
     lines = (ROOT / "requirements.txt").read_text().split()
     required = {re.match(r"[\w-]+", line)[0] for line in lines}
-    assert {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in foreign} == required - {"ruff", "pytest-xdist"}
+    called = {{"sklearn": "scikit-learn", "PIL": "pillow"}.get(name, name) for name in foreign}
+    assert called == required - {"ruff", "pytest-xdist"}
 
 
 def few_images(folder: Path, name: str) -> np.ndarray:
