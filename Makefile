@@ -13,7 +13,7 @@ demo-sparse: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
-	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks

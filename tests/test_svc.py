@@ -66,9 +66,12 @@ def test_the_fast_attack_is_several_times_faster_at_two_thousand_rows_a_side() -
     for name in ("correctness", "confidence", "prob"):
         rows = np.concatenate([members[name], others[name]])
         for way in seconds:
-            start = time.process_time()
-            way(rows, np.arange(4000) < 2000)
-            seconds[way] += time.process_time() - start
+            tries = []
+            for _ in range(3):  # the best of them, since a library's first use and a busy machine cost both ways alike
+                start = time.process_time()
+                way(rows, np.arange(4000) < 2000)
+                tries.append(time.process_time() - start)
+            seconds[way] += min(tries)
     assert seconds[scikit] > 3 * seconds[svc.fit]
 
 
