@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -156,19 +157,19 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
     """
     figure, panels = _figure(12, 5.4, 1, len(pivots), squeeze=False)
     methods = list(dict.fromkeys(method for pivot in pivots.values() for method in pivot.cells))
-    plain = {"retrain": ("black", "--"), FLOOR: (GREY, ":")}
-    hues = iter(HUES[:6] * len(methods))
-    looks = {method: plain.get(method) or (next(hues), "-") for method in methods}
+    plain = {"retrain": ("black", "--", "o"), FLOOR: (GREY, ":", "o")}
+    styles = ((hue, "-", marker) for marker in itertools.cycle("osD^v") for hue in HUES[:6])  # six colours, then other points
+    looks = {method: plain.get(method) or next(styles) for method in methods}
     for axes, (name, pivot) in zip(panels.flat, pivots.items(), strict=True):
         for method, there in pivot.cells.items():
-            colour, line = looks[method]
+            colour, line, marker = looks[method]
             shift = 0.4 * ((methods.index(method) + 0.5) / len(methods) - 0.5)
             at = {column: place + shift for place, column in enumerate(pivot.columns) if column in there}
-            axes.errorbar(list(at.values()), [there[c][0] for c in at], fmt="o", linestyle=line, color=colour, label=method,
+            axes.errorbar(list(at.values()), [there[c][0] for c in at], fmt=marker, linestyle=line, color=colour, label=method,
                           yerr=[float("nan") if there[c][1] is None else there[c][1] for c in at], markersize=4, capsize=2,
                           elinewidth=0.8, linewidth=1.2)
             hollow = [c for c in at if (method, c) in pivot.collapsed]
-            axes.plot([at[c] for c in hollow], [there[c][0] for c in hollow], "o", markersize=4, color=colour,
+            axes.plot([at[c] for c in hollow], [there[c][0] for c in hollow], marker, markersize=4, color=colour,
                       markerfacecolor="white", zorder=5)
         numbers = [number for there in pivot.cells.values() for number in there.values()]
         low, high = min(mean for mean, *_ in numbers), max(mean for mean, *_ in numbers)
