@@ -1,4 +1,4 @@
-"""The main job on embedded data: train, retrain, mask, every unlearning method, memorization, RUM, tables and plots.
+"""The main job on embedded data: train, retrain, mask, unlearning methods, memorization, RUM, tables and plots.
 
 python scripts/demo.py [--out runs/demo] [--seeds 1,2,3]
 
@@ -30,10 +30,10 @@ import main_random
 import main_rum
 import main_train
 from scripts import recipe
-from unlearn import METHODS
 
 EPOCHS = 20
 FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_replace", "8"]}
+METHODS = ("raw", "FT", "FT_l1", "FT_prune", "GA", "GA_l1", "NG", "SCRUB", "RL_og")  # the others are in demo_sparse.py
 REFINED = ("FT", "NG", "RL")  # methods that RUM^F, shuffle and vanilla are shown with
 MIXED = ["--mem", "mix", "--num_indexes_to_replace", "120"]
 POOL = ["--dataset", "digits", "--arch", "resnet8s", "--recipe", "fast", "--models", "40"]
@@ -50,7 +50,7 @@ def jobs(out: str, seeds: list[int]) -> Jobs:
         base = [*where, "--seed", str(seed)]
         todo.append((main_train, [*base, "--dataset", "digits", "--arch", "resnet20s", "--epochs", str(EPOCHS)]))
         for kind, forget in FORGET_SETS.items():
-            todo += plain([*base, *forget], out, kind, [n for n in METHODS.names() if n not in ("retrain", "RL")])
+            todo += plain([*base, *forget], out, kind, list(METHODS))
     todo.append((main_memorization, [*where, *POOL]))
     for seed in seeds:
         base = [*where, "--seed", str(seed)]
