@@ -283,7 +283,8 @@ def _facts(cfg: ForgetConfig) -> dict[str, Any]:
     path, seconds = Path(cfg.scores), 0.0
     if (path.parent / "record.json").exists():
         spent = read_record(path.parent).record["seconds"]
-        seconds = sum(spent.get(name, 0.0) for name in ("events", "score", "pool"))
+        of_curvature = cfg.score == "loss_curvature" and path.name == "events.npz"
+        seconds = sum(spent.get(name, 0.0) for name in (("curvature",) if of_curvature else ("events", "score", "pool")))
     return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
 
 

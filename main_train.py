@@ -22,7 +22,7 @@ def main(args):
             seen = events.Events(len(data.images.y), rt, curvature=args.record.record_curvature)
             with run.timed(rt, "train"):
                 trainer.train(model, data.loader("train", rt, "train"), args.cfg, rt, run, watch=seen)
-            run.seconds["events"] = seen.seconds
+            run.seconds |= {"events": seen.seconds, "curvature": seen.curvature_seconds}
             run.save_arrays("events.npz", **seen.arrays(data.candidates.y, data.splits.images_key))
             accuracy.evaluate_original(model, data, rt, run)
             models.save(run, model)

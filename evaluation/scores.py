@@ -87,7 +87,8 @@ def _recorded(folder: Path) -> Iterable[Scored]:
     key = str(arrays["images_key"])
     for name in (name for name in (*RECORDED, "loss_curvature") if name in arrays):
         variant = json.dumps([name, {"curvature": "recorded"} if name == "loss_curvature" else {}, None, {}])
-        yield Scored(_network(run), name, variant, path, run.record["seconds"].get("events", 0.0), key, str(folder))
+        spent = run.record["seconds"].get("curvature" if name == "loss_curvature" else "events", 0.0)
+        yield Scored(_network(run), name, variant, path, spent, key, str(folder))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -112,10 +112,11 @@ class Events:
             "correct": torch.zeros(count, dtype=torch.bool, device=rt.device),  # at the last presentation
             "curvature": torch.zeros(count if curvature else 0, 2, device=rt.device),  # sum, presentations
             "seconds": 0.0,
+            "curvature_seconds": 0.0,
             "epochs": 0,
         }
         self._early = False
-        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._pairs: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def begin(self, epoch: int, epochs: int) -> None:
         for name in ("sums", "correct", "curvature"):  # a resumed run has them from disk
@@ -130,13 +131,13 @@ class Events:
     def before(self, model: nn.Module, batch: Batch) -> None:
         if not self.curvature:
             return
-        with self._timed(), evaluating(model):
+        with self._timed("curvature_seconds"), evaluating(model):
             found = curvature(model, batch.x, batch.y, self.h)
             self.keep["curvature"].index_add_(0, batch.index, torch.stack([found, torch.ones_like(found)], 1))
 
     @torch.no_grad()
     def after(self, batch: Batch, logits: Tensor) -> None:
-        with self._timed():
+        with self._timed("seconds"):
             row = learning_events(logits, batch.y)
             now, one = row["bi_acc"].bool(), torch.ones_like(row["bi_acc"])
             row["forgetting"] = (self.keep["correct"][batch.index] & ~now).float()
@@ -146,31 +147,37 @@ class Events:
             self.keep["correct"].index_copy_(0, batch.index, now)
 
     @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, name: str) -> Iterator[None]:
         """Add the block's seconds without waiting for the device: a GPU's own clock is read once it has got there."""
         if not self.rt.cuda:
             start = time.perf_counter()
             yield
-            self.keep["seconds"] += time.perf_counter() - start
+            self.keep[name] += time.perf_counter() - start
             return
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         yield
         last.record()
-        self._pairs.append((first, last))
+        self._pairs.append((name, first, last))
         self._tally(wait=False)
 
     def _tally(self, wait: bool) -> None:
-        while self._pairs and (wait or self._pairs[0][1].query()):
-            first, last = self._pairs.popleft()
+        while self._pairs and (wait or self._pairs[0][2].query()):
+            name, first, last = self._pairs.popleft()
             last.synchronize()
-            self.keep["seconds"] += first.elapsed_time(last) / 1000
+            self.keep[name] += first.elapsed_time(last) / 1000
 
     @property
     def seconds(self) -> float:
-        """What recording has cost so far, killed parts of the run included; waits for the device."""
+        """What the learning events have cost so far, killed parts of the run included; waits for the device."""
         self._tally(wait=True)
         return self.keep["seconds"]
+
+    @property
+    def curvature_seconds(self) -> float:
+        """The same of the loss curvature, which none of the other proxies needs."""
+        self._tally(wait=True)
+        return self.keep["curvature_seconds"]
 
     def arrays(self, labels: np.ndarray, images_key: str) -> dict[str, np.ndarray]:
         """What events.npz holds.

@@ -94,7 +94,8 @@ def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
     except BadInput as error:
         raise BadInput(f"{error}; {advice}") from None
     if job.run is not None:
-        job.run.seconds["events"] = read_record(path.parent).record["seconds"].get("events", 0.0)
+        spent = read_record(path.parent).record["seconds"]
+        job.run.seconds["events"] = spent.get("curvature" if name == "loss_curvature" else "events", 0.0)
     return values.astype(np.float32)
 
 

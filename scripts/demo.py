@@ -14,15 +14,12 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
 
-import analysis
-import analysis_mia
 import generate_mask
 import main_forget
 import main_memorization
@@ -30,6 +27,7 @@ import main_random
 import main_rum
 import main_train
 from scripts import recipe
+from scripts.jobs import Jobs, follow
 
 EPOCHS = 20
 FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_replace", "8"]}
@@ -39,7 +37,6 @@ MIXED = ["--mem", "mix", "--num_indexes_to_replace", "120"]
 POOL = ["--dataset", "digits", "--arch", "resnet8s", "--recipe", "fast", "--models", "40"]
 PLAN = "low:raw mid:RL(unlearn_lr=0.01,unlearn_epochs=3) high:RL(unlearn_lr=0.03,unlearn_epochs=3)"
 RECIPE = ROOT / "scripts" / "recipes" / "digits_resnet20s.json"
-Jobs = list[tuple[ModuleType, list[str]]]
 
 
 def jobs(out: str, seeds: list[int]) -> Jobs:
@@ -88,14 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # images this small gain nothing from a second thread, and lose much on a busy machine
     start = time.perf_counter()
     todo = jobs(args.out, [int(seed) for seed in args.seeds.split(",")])
-    for number, (stage, command) in enumerate(todo, 1):
-        spent = time.perf_counter() - start
-        print(f"[{number}/{len(todo)}, {spent:.0f} s] {stage.__name__}.py {' '.join(command)}", flush=True)
-        stage.main(command)
-    print("\nTug-of-War against retrain (1 = like a model that never saw the forget set)\n")
-    analysis.main(["--save_dir", args.out, "--out", args.out])
-    print("\nMembership inference\n")
-    analysis_mia.main(["--save_dir", args.out, "--out", args.out])
+    follow(todo, args.out, start)
     print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv; the most and least memorized "
           f"images: {args.out}/memorization/digits-resnet8s-memorization-*/grid.png")
 

@@ -18,12 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import analysis
-import analysis_mia
 import main_backdoor
 import main_forget
 import main_imp
 import main_random
+from scripts.jobs import Jobs, follow
 from utils import find_runs
 
 SPARSITIES = ("0", "0.95")
@@ -48,7 +47,7 @@ RATES = {"0": "0.95", "0.95": "0.5"}  # of FT_prune_bi: of the weights that the 
 TRIGGER = ["--trigger_size", "2", "--trigger_margin", "0", "--trigger_value", "255"]
 
 
-def jobs(out: str, seed: str) -> list[tuple[object, list[str]]]:
+def jobs(out: str, seed: str) -> Jobs:
     """Every stage's main with its command line, in order."""
     base, todo = ["--save_dir", out, "--seed", seed], []
     for sparsity in SPARSITIES:
@@ -84,14 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # images this small gain nothing from a second thread, and lose much on a busy machine
     start = time.perf_counter()
     todo = jobs(args.out, args.seed)
-    for number, (stage, command) in enumerate(todo, 1):
-        spent = time.perf_counter() - start
-        print(f"[{number}/{len(todo)}, {spent:.0f} s] {stage.__name__}.py {' '.join(command)}", flush=True)
-        stage.main(command)
-    print("\nTug-of-War against retrain (1 = like a model that never saw the forget set)\n")
-    analysis.main(["--save_dir", args.out, "--out", args.out])
-    print("\nMembership inference\n")
-    analysis_mia.main(["--save_dir", args.out, "--out", args.out])
+    follow(todo, args.out, start)
     print(f"\nTrojan: a trigger planted in a tenth of the training images, cleansed by unlearning them\n\n{trojans(args.out)}")
     print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv, sparsity by layer: "
           f"{args.out}/imp/*/sparsity.png, the trigger: {args.out}/trojan/*/trigger.png")

@@ -235,7 +235,15 @@ def test_seconds_are_those_of_the_hook_alone() -> None:
     assert 0 < events.seconds < time.perf_counter() - start
     recorded = events.seconds
     time.sleep(0.01)
-    assert events.seconds == recorded
+    assert events.seconds == recorded and events.curvature_seconds == 0
+
+
+def test_seconds_of_the_curvature_are_its_own() -> None:
+    """Its two passes a step cost more than the events do, and none of that is charged to these."""
+    data, events = make_data(quiet_runtime()), Events(60, quiet_runtime(), curvature=True)
+    start = time.perf_counter()
+    watched(data, 5, events)
+    assert 0 < events.seconds < events.curvature_seconds < time.perf_counter() - start - events.seconds
 
 
 # --------------------------------------------------------------------------------------------------------- curvature
