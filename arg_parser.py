@@ -187,6 +187,8 @@ def add_flag(box: Any, config: type[Config], field: dataclasses.Field) -> None:
 def _item(kind: type, text: str) -> Any:
     try:
         return kind(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         what = {int: "a whole number", float: "a number"}[kind]
         raise argparse.ArgumentTypeError(f"takes {what}; got {text!r}") from None

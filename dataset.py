@@ -27,6 +27,29 @@ from utils import BadInput, Config, Runtime, hp
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
 
 
+class ClassList(str):
+    """Numbers and ranges such as 0-99 or 1,5,7, in one spelling: ascending, with neighbours as a range.
+
+    So that the same classes meet in the same run folder, however they were written.
+    """
+
+    def __new__(cls, text: str) -> ClassList:
+        try:
+            ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        except ValueError:
+            ends = [[]]
+        if any(len(span) not in (1, 2) or span[0] > span[-1] for span in ends):
+            raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}")
+        spans = sorted((span[0], span[-1]) for span in ends)
+        merged = spans[:1]
+        for first, last in spans[1:]:
+            if first <= merged[-1][1] + 1:
+                merged[-1] = merged[-1][0], max(last, merged[-1][1])
+            else:
+                merged.append((first, last))
+        return super().__new__(cls, ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in merged))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     """Which images, and how they are cut into training, validation and test."""
@@ -34,7 +57,7 @@ class DataConfig(Config):
     dataset: str = hp("cifar10", "data set", choices=tuple(sources.SOURCES.names()))
     data: str = hp("./data", "folder with the data set's public files, or with a prepared DATASET.npz", digest=False)
     download: bool = hp(True, "fetch the public files where torchvision can and they are missing", digest=False)
-    classes: str | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
+    classes: ClassList | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
     split_seed: int = hp(1, "owns the validation split and the choice of the forget set", low=0)
     val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
     batch_size: int = hp(256, "examples in a training step", low=1)
@@ -319,12 +342,9 @@ def _keep_classes(a: sources.Arrays, source: sources.Source, wanted: str | None)
 
 def parse_classes(text: str, total: int) -> list[int]:
     """``0-4,7`` -> [0, 1, 2, 3, 4, 7]; ascending, at least two, all below ``total``."""
-    try:
-        spans = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        keep = sorted({c for span in spans for c in range(span[0], min(span[-1], total) + 1)})
-    except ValueError:
-        raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}") from None
-    if any(len(span) > 2 for span in spans) or len(keep) < 2 or keep[-1] >= total:
+    spans = [[int(end) for end in part.split("-")] for part in ClassList(text).split(",")]
+    keep = [c for span in spans for c in range(span[0], min(span[-1], total) + 1)]
+    if len(keep) < 2 or keep[-1] >= total:
         raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {text!r}")
     return keep
 

@@ -108,7 +108,8 @@ class Trained(NamedTuple):
 
 
 @contextlib.contextmanager
-def _naming(numbers: Sequence[int]) -> Iterator[None]:
+def naming(numbers: Sequence[int]) -> Iterator[None]:
+    """Errors about the models of these numbers say so."""
     try:
         yield
     except BadInput as error:
@@ -121,7 +122,7 @@ def _naming(numbers: Sequence[int]) -> Iterator[None]:
 def train_one(setup: Setup, number: int, subset: np.ndarray) -> nn.Module:
     """Model ``number``, trained on its subset (int64 [n])."""
     model = setup.new(number)
-    with _naming([number]):
+    with naming([number]):
         setup.fit(model, setup.loader(number, subset), setup.loss)
     return model
 
@@ -239,7 +240,7 @@ def train_stack(setup: Setup, numbers: Sequence[int], subsets: Sequence[np.ndarr
         width, images = min(setup.recipe.pool_batch, len(subsets[0])), setup.data.images
         shape = (len(numbers), width, 3, *images.x.shape[1:3])
         record = graphed(stack, setup, torch.zeros(shape, device=images.device))
-    with record, _naming(numbers):
+    with record, naming(numbers):
         setup.fit(stack, batches, setup.stacked_loss)
     return stack
 

@@ -115,6 +115,7 @@ def _way(pool: Pool, missing: list[int]) -> Way:
     gpus, cores = torch.cuda.device_count() if rt.cuda else 0, len(os.sched_getaffinity(0))
     workers = min(cfg.pool_workers or gpus or cores, len(missing))
     name = cfg.engine if cfg.engine != "auto" else _suited(pool, workers)
+    cfg.check_stack(name)
     if name == "processes" and pool.data_config is None:
         raise BadInput("--engine processes reads the data anew in each process, and these are in memory alone; use serial")
     size = min(cfg.stack or STACK[rt.device.type], len(missing)) if name == "stack" else 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dataset import Data, DataConfig
 from evaluation import mia
-from memorization.engines import Recipe, Setup, Trained
+from memorization.engines import Recipe, Setup, Trained, naming
 from models import ModelConfig
 from sources.arrays import UNREADABLE
 from utils import BadInput, Runtime, digest_of, hp, say, write_atomic
@@ -65,8 +65,17 @@ class PoolConfig(Recipe):
             raise BadInput(f"--fraction is of --subset fraction; leave it away with --subset {self.subset}")
         if not self.influence and self.influence_above != 0.15:
             raise BadInput("--influence_above says which pairs --influence keeps; give --influence, or leave it away")
+        if self.engine not in ("auto", "processes") and self.pool_workers is not None:
+            raise BadInput(f"--pool_workers is of --engine processes; leave it away with --engine {self.engine}")
+        self.check_stack(self.engine)
         if self.subset == "half" and self.models % 2:
             raise BadInput(f"--models {self.models}: with --subset half models come in pairs; give an even number")
+
+    def check_stack(self, engine: str) -> None:
+        """Refuse the stack's flags with another engine; ``auto`` is one of them once it has been resolved."""
+        if engine not in ("auto", "stack") and (self.stack is not None or self.graphs):
+            raise BadInput(f"--stack and --graphs are of --engine stack; leave them away with --engine {self.engine}"
+                           + ("" if engine == self.engine else f", which is {engine} here, or say --engine stack"))
 
     @classmethod
     def named(cls, recipe: str, **values: Any) -> PoolConfig:
@@ -191,7 +200,8 @@ class Pool:
             logits = trained.logits[part]
             labels = images.y.to(logits.device)
             keep[f"correct_{part}"] = np.packbits((logits.argmax(1) == labels).cpu().numpy())
-            keep[f"margin_{part}"] = _float16(mia.margin(mia.Outputs(logits, labels)))
+            with naming([trained.number]):
+                keep[f"margin_{part}"] = _float16(mia.margin(mia.Outputs(logits, labels)))
             if self.cfg.keep_logits:
                 keep[f"logits_{part}"] = _float16(logits)
         write_atomic(self.path(trained.number), lambda file: np.savez(file, **keep))

@@ -77,6 +77,17 @@ def test_class_lists_are_read(text: str, wanted: list[int]) -> None:
     assert dataset.parse_classes(text, 100) == wanted
 
 
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("0,1,2", "0-2"), ("2-1,0", None), ("7,1,5", "1,5,7"), ("4-6,0-2,2,3", "0-6"), ("0-2,4-9,12", "0-2,4-9,12"),
+    ("1,0", "0-1")])
+def test_class_lists_have_one_spelling(text: str, wanted: str | None) -> None:
+    if wanted is None:
+        with pytest.raises(BadInput, match="--classes"):
+            dataset.ClassList(text)
+    else:
+        assert dataset.ClassList(text) == wanted
+
+
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1,2", "1,,2", "1-2-3", "5", "5-5", "3-1", "0-100", "1.5,2"])
 def test_wrong_class_lists_are_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--classes"):

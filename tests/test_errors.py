@@ -107,7 +107,7 @@ other validation split | forget | {ON_RUN} {SOME} --val_fraction 0.2 | --val_fra
 other split seed | forget | {ON_RUN} {SOME} --split_seed 3 | --split_seed 3 & has 1
 other architecture than the record's | forget | {ON_RUN} {SOME} --arch resnet18 | --arch resnet18 & resnet20s
 other data set than the record's | forget | {ON_RUN} {SOME} --dataset svhn | --dataset svhn & digits
-other classes than the record's | forget | {ON_RUN} {SOME} --classes 0,1 | --classes 0,1 & 0-2
+other classes than the record's | forget | {ON_RUN} {SOME} --classes 0,1 | --classes 0-1 & 0-2
 other stem than the record's | mask | --checkpoint {run} {SOME} --imagenet_arch | --imagenet_arch
 other epochs than the record's | forget | {ON_RUN} {SOME} --epochs 7 | --epochs 7 & has 1
 other rate than the record's | forget | {ON_RUN} {SOME} --lr 0.7 | --lr 0.7 & has 0.1

@@ -249,6 +249,26 @@ def test_divergence_names_the_model() -> None:
         train_stack(setup, [2, 6], cuts)
 
 
+def test_a_model_that_diverged_in_its_last_step_is_named_and_not_kept(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, pool_lr=1e30, models=2, subset="half", pool_batch=64)
+    with pytest.raises(BadInput, match="model 0 of the pool: .*has diverged"):
+        fill(pool)
+    assert pool.present() == []
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ({"engine": "serial", "stack": 4}, "--stack"), ({"engine": "processes", "graphs": True}, "--graphs"),
+    ({"engine": "serial", "pool_workers": 2}, "--pool_workers"), ({"engine": "stack", "pool_workers": 2}, "--pool_workers")])
+def test_flags_of_another_engine_are_refused(flags: dict[str, Any], words: str) -> None:
+    refusal(lambda: quick(**flags), words, f"--engine {flags['engine']}")
+
+
+def test_auto_refuses_the_stacks_flags_where_it_takes_another_engine(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, engine="auto", stack=2)
+    refusal(lambda: fill(pool), "--stack", "serial here", "--engine stack")
+    fill(make_pool(tmp_path, engine="stack", stack=2))
+
+
 # -------------------------------------------------------------------------------------------------------------- subsets
 
 
@@ -414,7 +434,7 @@ def test_identity_is_of_what_decides_the_models_and_nothing_else(tmp_path: Path)
     rt = quiet_runtime()
     base = make_pool(tmp_path, rt)
     alike = [dict(models=9), dict(shard="1/3"), dict(engine="stack", stack=2), dict(keep_logits=True), dict(influence=True),
-             dict(recipe="fast"), dict(pool_workers=3)]
+             dict(recipe="fast"), dict(engine="processes", pool_workers=3)]
     assert all(make_pool(tmp_path, rt, **values).folder == base.folder for values in alike)
     different = [dict(pool_epochs=2), dict(pool_lr=0.06), dict(pool_batch=31), dict(momentum=0.8), dict(weight_decay=0.0),
                  dict(schedule="linear"), dict(warmup=1), dict(decreasing_lr=(3,)), dict(lr_gamma=0.2),

@@ -97,7 +97,7 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
         _cover(cfg.plan, [step.group for step in steps])
         alike = {step.method.name for step in steps}
         _unused(cfg, steps, "--plan")
-        own_values = f"RUM^F {min(alike)}, settings per group"
+        own_values = f"RUM^F {min(alike)}" + (", settings per group" if dataclasses.fields(steps[0].cfg) else "")
         return Plan(_told(own_values if len(alike) == 1 and len(steps) > 1 else f"plan {_tidy(cfg.plan)}", cfg), steps, cfg)
     if named == "rum":
         by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
