@@ -11,7 +11,7 @@ from utils import say
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
-    more = [bygroup.tow_tables, bysparsity.tables, scores.tables]
+    more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
     say(report.write(args.cfg, "tow", report.TOW_COLUMNS, plots.tow_figures, more))
 
 

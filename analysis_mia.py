@@ -1,17 +1,18 @@
-"""ToW-MIA and membership inference of every finished run against its retrain, by group, and of RUM: tables and plots.
+"""ToW-MIA of every finished run against its retrain, by group, of RUM, and by sparsity: tables and plots.
 
 python analysis_mia.py --dataset cifar10 --arch resnet18 --no_aug --unlearn NG --num_indexes_to_replace 3000
 python analysis_mia.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by their method or kind)
 """
 
 import arg_parser
-from evaluation import bygroup, plots, report
+from evaluation import bygroup, bysparsity, plots, report
 from utils import say
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
-    say(report.write(args.cfg, "tow_mia", report.MIA_COLUMNS, plots.mia_figures, [bygroup.mia_tables]))
+    more = [bygroup.mia_tables, bysparsity.mia_tables]
+    say(report.write(args.cfg, "tow_mia", report.MIA_COLUMNS, plots.mia_figures, more))
 
 
 if __name__ == "__main__":

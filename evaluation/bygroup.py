@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +60,14 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
                 found.setdefault(family, {}).setdefault(column, []).append((place, rows))
     pivots = []
     for (network, _, origin, score, size), columns in found.items():
-        cells: Cells = {}
-        shown = []
+        shown, parts = [], []
         for column in sorted(columns, key=_order):
             for place, rows in columns[column]:
                 # the same group by two files of scores
                 shown.append(column if len(columns[column]) == 1 else f"{column} {place.key}")
-                fill(cells, shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)], name)
+                parts.append((shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)]))
         if len(shown) > 1:
+            cells = fill(parts, name)
             pivots.append(_pivot(f"{network}, forget {size} images by {score}, {origin}", shown, cells, name))
     return pivots
 
@@ -84,13 +86,21 @@ def _order(column: str) -> tuple[int, int]:
 Cells = dict[str, dict[str, Row]]  # method, with what tells it from others in the column -> column -> row
 
 
-def fill(cells: Cells, column: str, rows: Iterable[Row], name: str) -> None:
-    """Put the rows that have the measure into a column."""
-    rows = [row for row in rows if name in row.numbers]
-    labels = labels_of([(column, row.variant) for row in rows if row.method != FLOOR])
-    for row in rows:
-        label = FLOOR if row.method == FLOOR else labels[column, row.variant]
-        cells.setdefault(label, {})[column] = row
+def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str) -> Cells:
+    """The rows that have the measure, in their columns.
+
+    A method that is in each column once is one line, though its settings may differ from column to column, as where they
+    were tuned; one that a column has several times is told apart by its settings in all of them.
+    """
+    there = [(column, row) for column, rows in parts for row in rows if name in row.numbers]
+    known = [(column, row.variant) for column, row in there if row.method != FLOOR]
+    names = collections.Counter((column, json.loads(variant)[0]) for column, variant in known)
+    several = {method for (_, method), count in names.items() if count > 1}
+    keys = {(column, variant): ("" if json.loads(variant)[0] in several else column, variant) for column, variant in known}
+    labels, cells = labels_of(dict.fromkeys(keys.values())), {}
+    for column, row in there:
+        cells.setdefault(FLOOR if row.method == FLOOR else labels[keys[column, row.variant]], {})[column] = row
+    return cells
 
 
 def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str) -> Pivot:
@@ -98,7 +108,9 @@ def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str) -> P
     numbers = {label: {column: row.numbers[name] for column, row in there.items() if name in row.numbers}
                for label, there in cells.items()}
     broken = frozenset((label, column) for label, there in cells.items() for column, row in there.items() if row.collapsed)
-    return Pivot(heading, tuple(columns), {label: there for label, there in numbers.items() if there}, broken)
+    numbers = {label: there for label, there in numbers.items() if there}
+    tuned = tuple(label for label in numbers if label != FLOOR and len({row.variant for row in cells[label].values()}) > 1)
+    return Pivot(heading, tuple(columns), numbers, broken, tuned)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
@@ -139,9 +151,7 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
             there[column if column not in there else f"{column} {place.key}"] = members
     pivots = []
     for (network, _, origin, what), columns in found.items():
-        cells: Cells = {}
-        for column, members in columns.items():
-            fill(cells, column, members, name)
+        cells = fill(columns.items(), name)
         ending = "" if what.endswith(origin) else f", {origin}"
         pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name))
     return pivots
@@ -175,7 +185,8 @@ def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
         words = [f"({word})" if (method, c) in pivot.collapsed else word for c, word in zip(pivot.columns, words, strict=True)]
         counts = [f", n={there[column][2]}" if column in there else "" for column in pivot.columns]
         body.append([method, *map("".join, zip(words, counts, strict=True))])
-    return [f"{title}: {pivot.heading}", "", *grid(body), "", *(BROKEN if pivot.collapsed else [])]
+    tuned = [f"note: the settings of {', '.join(pivot.tuned)} differ from column to column.", ""] if pivot.tuned else []
+    return [f"{title}: {pivot.heading}", "", *grid(body), "", *tuned, *(BROKEN if pivot.collapsed else [])]
 
 
 def csv_of(pivots: list[Pivot]) -> list[list[Any]]:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from evaluation import plots
-from evaluation.bygroup import Cells, files_of, fill, markdown, pivot_of
+from evaluation import bygroup, plots
+from evaluation.bygroup import Cells, files_of, fill, pivot_of
 from evaluation.pairs import AnalysisConfig, pruned_share
-from evaluation.report import FLOOR, Extra, Pivot, Row
+from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
 from utils import digest_of
 
-MEASURES = ("ToW", "UA", "RA", "TA", "MIA", "seconds")
-DRAWN = ("ToW", "UA")
+
+class Study(NamedTuple):
+    """What the files of a name show: measures in the tables, the first of them side by side too; those of the figure."""
+
+    stem: str
+    measures: tuple[str, ...]
+    drawn: tuple[str, ...]
+
+
+TOW = Study("sparsity", ("ToW", "UA", "RA", "TA", "MIA", "Avg. gap", "seconds"), ("ToW", "UA", "seconds"))
+MIA = Study("sparsity_mia", ("ToW-MIA", "MIA", "MIA_entropy", "MIA_m_entropy", "AUC_confidence", "privacy", "seconds"),
+            ("ToW-MIA", "MIA", "seconds"))
+AGAINST_RETRAIN = ("ToW", "ToW-MIA", "Avg. gap")  # retrain is their reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +39,49 @@ class Sweep:
     cells: Cells
 
     def pivot(self, name: str) -> Pivot:
-        """The table of a measure; of ToW without retrain, which is its own reference."""
+        """The methods by the sparsities, one measure; without those that it says nothing of."""
+        idle = "retrain" if name in AGAINST_RETRAIN else "raw" if name == "seconds" else None
         cells = {label: there for label, there in self.cells.items()
-                 if name != "ToW" or label == FLOOR or next(iter(there.values())).pairs[0].method != "retrain"}
+                 if label == FLOOR or next(iter(there.values())).pairs[0].method != idle}
         return pivot_of(self.heading, self.shares, cells, name)
 
 
-def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+def tow_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
     """sparsity.csv, .md and .png, where originals of several sparsities are among the runs."""
+    return _extra(TOW, table)
+
+
+def mia_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+    """As ``tow_tables``, of ToW-MIA and membership inference."""
+    return _extra(MIA, table)
+
+
+def _extra(study: Study, table: list[Row]) -> list[Extra]:
     found = sweeps(table)
     if not found:
         return []
-    pivots = [{name: sweep.pivot(name) for name in MEASURES} for sweep in found]
-    text = "\n".join(line for part in pivots for name, pivot in part.items() if pivot.cells
-                     for line in markdown(pivot, name, f"{name} by sparsity"))
-    names = files_of("sparsity", [part["ToW"] for part in pivots])
-    figures = {name: plots.sparsities({key: part[key] for key in DRAWN}) for name, part in zip(names, pivots, strict=True)}
-    return [Extra("sparsity", text, csv_of(found), figures)]
+    first = [sweep.pivot(study.measures[0]) for sweep in found]
+    text = "\n".join(line for sweep in found for line in markdown(sweep, study))
+    figures = {name: plots.sparsities({measure: sweep.pivot(measure) for measure in study.drawn})
+               for name, sweep in zip(files_of(study.stem, first), found, strict=True)}
+    return [Extra(study.stem, text, csv_of(found, study), figures)]
+
+
+def markdown(sweep: Sweep, study: Study) -> list[str]:
+    """Lines: a row a method and sparsity with all measures, then the first measure with the sparsities side by side.
+
+    What collapsed stands in brackets.
+    """
+    body = [["method", "sparsity", "n", *study.measures]]
+    for method, there in sweep.cells.items():
+        for column, row in there.items():
+            words = [cell(row.numbers.get(name), digits_of(name)) for name in study.measures]
+            words = [f"({word})" for word in words] if row.collapsed else words
+            body.append([method, column, f"{max(n for *_, n in row.numbers.values())}", *words])
+    broken = any(row.collapsed for there in sweep.cells.values() for row in there.values())
+    lines = [f"Forgetting and speed by sparsity: {sweep.heading}", "", *grid(body), "", *(BROKEN if broken else [])]
+    name, pivot = study.measures[0], sweep.pivot(study.measures[0])
+    return lines + (bygroup.markdown(pivot, name, f"{name} by sparsity") if pivot.cells else [])
 
 
 def sweeps(table: list[Row]) -> list[Sweep]:
@@ -85,24 +122,25 @@ def _way(pruning: Mapping[str, Any]) -> str:
 
 def _sweep(heading: str, parts: list[tuple[float, list[Row]]]) -> Sweep:
     shares: dict[str, float] = {}
-    cells: Cells = {}
+    columns = []
     for share, rows in parts:
         column = f"{100 * share:.4g} %"
         if column in shares:  # pruned to the same share in other steps
             column = f"{column} {rows[0].place.origin}"
         shares[column] = share
-        fill(cells, column, rows, "ToW")
+        columns.append((column, rows))
+    cells = fill(columns, "ToW")
     return Sweep(heading, shares, {label: cells[label] for label in sorted(cells, key=lambda label: label == FLOOR)})
 
 
-def csv_of(found: list[Sweep]) -> list[list[Any]]:
+def csv_of(found: list[Sweep], study: Study) -> list[list[Any]]:
     """A line a heading, method and sparsity, full precision: n, how many collapsed, <measure>, <measure>_ci (half width)."""
-    numbers = [x for name in MEASURES for x in (name, f"{name}_ci")]
+    numbers = [x for name in study.measures for x in (name, f"{name}_ci")]
     lines: list[list[Any]] = [["setting", "method", "sparsity", "n", "collapsed", *numbers]]
     for sweep in found:
         for method, there in sweep.cells.items():
             for column, row in there.items():
-                numbers = [row.numbers.get(name, (None, None, 0)) for name in MEASURES]
+                numbers = [row.numbers.get(name, (None, None, 0)) for name in study.measures]
                 lines.append([sweep.heading, method, sweep.shares[column], max(n for *_, n in row.numbers.values()),
                               row.collapsed, *(x for mean, half, _ in numbers for x in (mean, half))])
     return lines

@@ -25,6 +25,7 @@ SHADES = {"forget": ORANGE, "retain": BLUE, "test": GREEN}
 HUES = (BLUE, GREEN, ORANGE, RED, "#CC79A7", "#56B4E9", GREY, "black", "#7A5230", "#B8A700")
 KINDS = {"RUM": RED, "RUM^F": BLUE, "shuffle": ORANGE, "vanilla": GREEN, "plan": "#CC79A7"}
 PLAIN = "method alone, by main_forget.py"
+HOLLOW = "; hollow: collapsed"  # no forgetting, whatever the number
 
 
 def tow_figures(table: list[Row]) -> dict[str, Figure]:
@@ -128,7 +129,8 @@ def dots(pivot: Pivot, name: str, title: str) -> Figure:
     figure, axes = _figure(8.5, 2.0 + 0.13 * len(pivot.cells) * max(3, len(pivot.columns)))
     series = {column: {method: there[column] for method, there in pivot.cells.items() if column in there}
               for column in pivot.columns}
-    _points(axes, list(pivot.cells), series, dict(zip(pivot.columns, HUES * len(series), strict=False)))
+    broken = {(column, method) for method, column in pivot.collapsed}
+    _points(axes, list(pivot.cells), series, dict(zip(pivot.columns, HUES * len(series), strict=False)), broken)
     _tell(figure, [axes], pivot, name, title)
     return figure
 
@@ -144,7 +146,7 @@ def plans(pivot: Pivot, name: str, title: str) -> Figure:
     for axes, column in zip(panels.flat, pivot.columns, strict=True):
         series = {kind: {base: pivot.cells[label][column] for label, (own, base) in ways.items()
                          if own == kind and column in pivot.cells[label]} for kind in kinds}
-        _points(axes, lines, series, KINDS | {PLAIN: GREY})
+        _points(axes, lines, series, KINDS | {PLAIN: GREY}, {ways[label] for label, at in pivot.collapsed if at == column})
         axes.set_title(f"by {column}" if " " not in column else column, fontsize=10)
     _tell(figure, list(panels.flat), pivot, name, title)
     return figure
@@ -155,7 +157,7 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
 
     Sparsities stand at equal distances, since most of a sweep lies near 100 %; lines are moved apart by a little.
     """
-    figure, panels = _figure(12, 5.4, 1, len(pivots), squeeze=False)
+    figure, panels = _figure(5.2 * len(pivots), 5.4, 1, len(pivots), squeeze=False)
     methods = list(dict.fromkeys(method for pivot in pivots.values() for method in pivot.cells))
     plain = {"retrain": ("black", "--", "o"), FLOOR: (GREY, ":", "o")}
     styles = ((hue, "-", marker) for marker in itertools.cycle("osD^v") for hue in HUES[:6])  # six colours, then other points
@@ -171,19 +173,29 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
             hollow = [c for c in at if (method, c) in pivot.collapsed]
             axes.plot([at[c] for c in hollow], [there[c][0] for c in hollow], marker, markersize=4, color=colour,
                       markerfacecolor="white", zorder=5)
-        numbers = [number for there in pivot.cells.values() for number in there.values()]
-        low, high = min(mean for mean, *_ in numbers), max(mean for mean, *_ in numbers)
-        best = 1 if name == "ToW" else 100
-        room = 0.3 * (high - low) + 0.01 * best  # the points decide: see _tell
-        axes.set_ylim(max(low - room, -0.03 * best), min(high + room, 1.03 * best))
+        _upright(axes, name, [mean for there in pivot.cells.values() for mean, *_ in there.values()])
         axes.set_xticks(range(len(pivot.columns)), pivot.columns)
         axes.set_xlabel("prunable weights that are gone before unlearning")
-        axes.set_ylabel(f"{name} (1 = like retrain)" if name == "ToW" else f"{name}, %")
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
-    heading = next(iter(pivots.values())).heading
-    figure.suptitle(textwrap.fill(f"{', '.join(pivots)} by sparsity: {heading}; bars: 95 % t-intervals", 130), fontsize=10)
+    title = f"{', '.join(pivots)} by sparsity: {next(iter(pivots.values())).heading}"
+    bars = any(half is not None for pivot in pivots.values() for there in pivot.cells.values() for _, half, _ in there.values())
+    title += ("; bars: 95 % t-intervals" if bars else "") + (HOLLOW if any(p.collapsed for p in pivots.values()) else "")
+    figure.suptitle(textwrap.fill(title, 150), fontsize=10)
     return figure
+
+
+def _upright(axes: Any, name: str, means: list[float]) -> None:
+    """Limits and label of an axis with a measure; the points decide, as in ``_tell``."""
+    if name == "seconds":
+        axes.set_yscale("log")
+        axes.set_ylim(min(means) / 2, max(means) * 2)
+        axes.set_ylabel("seconds (method and mask), log scale")
+        return
+    best = 1 if name.startswith("ToW") else 100
+    room = 0.3 * (max(means) - min(means)) + 0.01 * best
+    axes.set_ylim(max(min(means) - room, -0.03 * best), min(max(means) + room, 1.03 * best))
+    axes.set_ylabel(f"{name} (1 = like retrain)" if name.startswith("ToW") else f"{name}, %")
 
 
 def _way(label: str) -> tuple[str, str]:
@@ -194,8 +206,12 @@ def _way(label: str) -> tuple[str, str]:
     return (kind, rest) if kind in KINDS else (PLAIN, label)
 
 
-def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Number]], colours: Mapping[str, str]) -> None:
-    """Points with intervals, the first line at the top; an interval that is wider than the axes is cut off."""
+def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Number]], colours: Mapping[str, str],
+            broken: set[tuple[str, str]]) -> None:
+    """Points with intervals, the first line at the top; an interval that is wider than the axes is cut off.
+
+    broken: (series, line) of collapsed models, whose points are hollow.
+    """
     sharing = {line: [label for label, numbers in series.items() if line in numbers] for line in lines}
     for label, numbers in series.items():
         shift = [sharing[line].index(label) - (len(sharing[line]) - 1) / 2 for line in numbers]
@@ -203,6 +219,9 @@ def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Numbe
         halves = [float("nan") if half is None else half for _, half, _ in numbers.values()]
         axes.errorbar([mean for mean, *_ in numbers.values()], at, xerr=halves, fmt="o", markersize=5, capsize=2, elinewidth=1,
                       color=colours[label], label=label)
+        hollow = [(mean, y) for (line, (mean, *_)), y in zip(numbers.items(), at, strict=True) if (label, line) in broken]
+        axes.plot([x for x, _ in hollow], [y for _, y in hollow], "o", markersize=5, color=colours[label],
+                  markerfacecolor="white", zorder=5)
     for between in range(1, len(lines)):
         axes.axhline(between - 0.5, color="#DDDDDD", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [textwrap.fill(line, 36) for line in lines])
@@ -220,7 +239,7 @@ def _tell(figure: Figure, panels: list[Any], pivot: Pivot, name: str, title: str
         axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
-    figure.suptitle(f"{title}: {pivot.heading}", fontsize=10)
+    figure.suptitle(f"{title}: {pivot.heading}" + (HOLLOW if pivot.collapsed else ""), fontsize=10)
 
 
 def confidences(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

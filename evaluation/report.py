@@ -188,13 +188,15 @@ MIA_COLUMNS = ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "MIA_corre
 class Pivot:
     """One measure of several settings beside one another: ``cells[method][column]``, where there is one.
 
-    collapsed: (method, column) of the cells in which runs are broken models.
+    collapsed: (method, column) of the cells in which runs are broken models. tuned: methods whose settings are not the same
+    in all columns.
     """
 
     heading: str
     columns: tuple[str, ...]
     cells: dict[str, dict[str, Number]]
     collapsed: frozenset[tuple[str, str]] = frozenset()
+    tuned: tuple[str, ...] = ()
 
 
 class Extra(NamedTuple):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,12 @@ def of_pruned(library: Path, root: Path, method: str, seed: int, column: str, **
     parent = read_record(folder).record["parent"]
     change(folder, parent=parent | {"training": parent["training"] | AMOUNTS[column] | more})
     return folder
+
+
+def change_settings(folder: Path, **flags: Any) -> None:
+    record = read_record(folder).record
+    record["settings"]["cfg"] |= flags
+    (folder / "record.json").write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="module")
@@ -61,48 +70,60 @@ def test_columns_are_the_sparsities_in_order(table: list[Row], bench: Path) -> N
     assert sweep.heading.startswith("digits resnet20s, pruned by OMP rewind_lt 1 rest global_conv, forget ")
 
 
-@pytest.mark.parametrize("name", bysparsity.MEASURES)
+@pytest.mark.parametrize("name", ["ToW", "UA", "RA", "TA", "MIA", "Avg. gap", "seconds", "ToW-MIA", "privacy"])
 def test_cells_are_means_over_seeds_at_their_sparsity(name: str, table: list[Row], bench: Path) -> None:
     pivot = bysparsity.sweeps(table)[0].pivot(name)
-    assert ("retrain" in pivot.cells) == (name != "ToW") and (FLOOR in pivot.cells) == (name == "ToW")
-    for method in METHODS[name == "ToW":]:
+    relative = name in ("ToW", "ToW-MIA", "Avg. gap")
+    assert ("retrain" in pivot.cells) != relative and (FLOOR in pivot.cells) == name.startswith("ToW")
+    for method in METHODS[relative:]:
         for column in AMOUNTS:
             end = column.split()[0]
             folders = [(bench / "forget" / f"{method}-{s}-{end}", bench / "forget" / f"retrain-{s}-{end}") for s in SEEDS]
-            values = [share_tow(*pair) for pair in folders] if name == "ToW" else metric(bench, method, column, name)
-            assert equals(pivot.cells[method][column], values)
+            if name == "ToW":
+                assert equals(pivot.cells[method][column], [share_tow(*pair) for pair in folders])
+            elif not relative:
+                assert equals(pivot.cells[method][column], metric(bench, method, column, name))
 
 
-def test_files_hold_the_table_the_numbers_and_a_figure(bench: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("study", [bysparsity.TOW, bysparsity.MIA])
+def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, bench: Path, tmp_path: Path) -> None:
+    """A row a method and sparsity with all measures; the first once more with the sparsities side by side."""
+    make = bysparsity.tow_tables if study is bysparsity.TOW else bysparsity.mia_tables
     text = report.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), "tow", report.TOW_COLUMNS, lambda rows: {},
-                        [bysparsity.tables])
-    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{end}" for stem in ("tow", "sparsity") for end in
+                        [make])
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{end}" for stem in ("tow", study.stem) for end in
                                                           ("csv", "md", "png") if (stem, end) != ("tow", "png")}
-    shown = (tmp_path / "sparsity.md").read_text()
-    assert shown in text and all(f"{name} by sparsity: digits" in shown for name in bysparsity.MEASURES)
-    lines = csv_lines(tmp_path / "sparsity.csv")
+    shown = (tmp_path / f"{study.stem}.md").read_text()
+    assert shown in text and shown.startswith("Forgetting and speed by sparsity: digits")
+    assert f"{study.measures[0]} by sparsity: digits" in shown
+    rows = [[word.strip() for word in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
+    assert rows[0] == ["method", "sparsity", "n", *study.measures] and len({tuple(row[:2]) for row in rows[2:14]}) == 4 * 3
+    for row in rows[2:14]:
+        if row[0] != FLOOR:
+            told = metric(bench, row[0], row[1], "seconds")
+            assert row[-1].strip("()").split(" ")[0] == f"{np.mean(told):.2f}" and row[-1].startswith("(") == (
+                row[:2] == ["NG", "97.5 %"])
+    lines = csv_lines(tmp_path / f"{study.stem}.csv")
     assert len(lines) == 4 * 3
     for line in lines:
         if line["method"] != FLOOR:
             assert line["n"] == "2" and line["collapsed"] == str(int(line["method"] == "NG" and line["sparsity"] == "0.975"))
             column = f"{100 * float(line['sparsity']):.4g} %"
-            for name in ("UA", "RA", "TA", "MIA", "seconds"):
+            for name in {"UA", "RA", "TA", "MIA", "privacy", "seconds"} & set(study.measures):
                 assert equals((*of_csv(line, name), 2), metric(bench, line["method"], column, name))
 
 
 def test_collapsed_cells_stand_in_brackets(table: list[Row], bench: Path) -> None:
     """That cell alone, in every measure, with the note below; and in the tables by group, as in the main one."""
     (sweep,) = bysparsity.sweeps(table)
-    for name in bysparsity.MEASURES:
+    for name in bysparsity.TOW.measures:
         lines = bygroup.markdown(sweep.pivot(name), name, "title")
         marked = [(line.split("|")[1].strip(), place) for line in lines for place, word in enumerate(line.split("|"))
                   if word.strip().startswith("(")]
         assert marked == [("NG", 4)] and "collapsed model is broken" in "\n".join(lines)
     plain = bygroup.markdown(bysparsity.sweeps([r for r in table if r.method != "NG"])[0].pivot("ToW"), "ToW", "title")
     assert "collapsed" not in "\n".join(plain)
-    cells: bygroup.Cells = {}
-    for column, rows in (("low", table[:4]), ("high", table[-4:])):
-        bygroup.fill(cells, column, rows, "ToW")
+    cells = bygroup.fill((("low", table[:4]), ("high", table[-4:])), "ToW")
     pivot = bygroup.pivot_of("heading", ("low", "high"), cells, "ToW")
     wanted = {("NG", column) for column in ("low", "high") if cells["NG"][column].collapsed}
     assert pivot.collapsed == wanted
@@ -119,7 +140,7 @@ def test_other_trainings_and_prunings_are_no_columns(more: dict[str, Any], libra
         of_pruned(library, tmp_path, method, 3, "75 %")
         of_pruned(library, tmp_path, method, 3, "97.5 %", **more)
     assert bysparsity.sweeps(table_of(tmp_path)) == []
-    assert bysparsity.tables(AnalysisConfig(), table_of(tmp_path)) == []
+    assert bysparsity.tow_tables(AnalysisConfig(), table_of(tmp_path)) == []
     for method in ("retrain", "FT"):
         of_pruned(library, tmp_path, method, 3, "0 %")
     found = [list(sweep.shares) for sweep in bysparsity.sweeps(table_of(tmp_path))]
@@ -143,7 +164,7 @@ def test_forget_sets_and_published_files_stand_apart(library: Path, tmp_path: Pa
 
 def test_figure_draws_the_cells(table: list[Row]) -> None:
     (sweep,) = bysparsity.sweeps(table)
-    pivots = {name: sweep.pivot(name) for name in bysparsity.DRAWN}
+    pivots = {name: sweep.pivot(name) for name in (*bysparsity.TOW.drawn, "ToW-MIA")}
     for pivot, axes in zip(pivots.values(), plots.sparsities(pivots).axes, strict=True):
         assert [text.get_text() for text in axes.get_xticklabels()] == list(AMOUNTS)
         points = {box.get_label(): box.lines[0].get_xydata() for box in axes.containers}
@@ -170,3 +191,37 @@ def test_real_originals_of_two_sparsities(tmp_path: Path) -> None:
     assert [(line["method"], line["sparsity"]) for line in lines] == [("retrain", "0.0"), ("retrain", "0.5"), ("FT", "0.0"),
                                                                      ("FT", "0.5")]
     assert (tmp_path / "analysis" / "sparsity.png").stat().st_size > 10_000
+
+
+def test_settings_tell_a_method_apart_in_all_columns_or_in_none(library: Path, bench: Path, tmp_path: Path) -> None:
+    """NG by one alpha each: a line, with a note if they differ. By two at one sparsity: a line an alpha, everywhere."""
+    shutil.copytree(bench, tmp_path / "runs")
+    root = tmp_path / "runs"
+    for seed in SEEDS:
+        change_settings(root / "forget" / f"NG-{seed}-75", alpha=0.5)
+    pivot = bysparsity.sweeps(table_of(root))[0].pivot("ToW")
+    assert list(pivot.cells) == ["FT", "NG", FLOOR] and pivot.tuned == ("NG",)
+    assert "the settings of NG differ" in "\n".join(bygroup.markdown(pivot, "ToW", "title"))
+    for seed in SEEDS:
+        folder = of_pruned(library, tmp_path / "more", "NG", seed, "75 %")
+        shutil.copytree(folder, root / "forget" / f"again-{seed}")
+    usual = read_record(root / "forget" / "again-3").setting("alpha")
+    pivot = bysparsity.sweeps(table_of(root))[0].pivot("ToW")
+    assert {label: list(there) for label, there in pivot.cells.items()} == {
+        "FT": list(AMOUNTS), "NG (alpha=0.5)": ["75 %"], f"NG (alpha={usual})": list(AMOUNTS), FLOOR: list(AMOUNTS)}
+    assert pivot.tuned == ()
+
+
+@pytest.mark.parametrize("draw", [plots.dots, plots.plans])
+def test_collapsed_points_are_hollow(draw: Any, table: list[Row]) -> None:
+    """In the figures by group and of plans, drawn here from the same cells; the title says what it means."""
+    pivot = bysparsity.sweeps(table)[0].pivot("ToW")
+    figure = draw(pivot, "ToW", "title")
+    hollow = [tuple(xy) for axes in figure.axes for line in axes.lines
+              if line.get_markerfacecolor() == "white" for xy in line.get_xydata()]
+    ((x, y),) = hollow
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert x == pivot.cells["NG"]["97.5 %"][0] and labels[round(y)] == "NG"
+    assert figure.get_suptitle().endswith("hollow: collapsed")
+    whole = dataclasses.replace(pivot, collapsed=frozenset())
+    assert "hollow" not in draw(whole, "ToW", "title").get_suptitle()
