@@ -57,3 +57,7 @@ for seed in "${SEEDS[@]}"; do
 done
 $PYTHON analysis.py --save_dir "$SAVE_DIR"
 $PYTHON analysis_mia.py --save_dir "$SAVE_DIR"
+if [ "$DATASET $ARCH $FORGET" = "cifar10 resnet18 4500" ]; then  # by the published attack, beside the published table
+  $PYTHON analysis.py --save_dir "$SAVE_DIR" --mia svc --mia_mode published --out "$SAVE_DIR/analysis_svc" > "$SAVE_DIR/svc.log"
+  $PYTHON scripts/beside_published.py "$SAVE_DIR/analysis_svc/sparsity.csv" --out "$SAVE_DIR/beside_published.md"
+fi

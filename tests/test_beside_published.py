@@ -1,0 +1,74 @@
+"""A sweep beside the published table: what is compared, what is named, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from scripts import beside_published
+from scripts.beside_published import MEASURES, beside, published, report, rows_of
+
+CLASS = "cifar10 resnet18, pruned by OMP rewind_lt 8 rest global_conv, forget class 0 (4500 images), 0a1b2c-3d4e"
+RANDOM = "cifar10 resnet18, pruned by OMP rewind_lt 8 rest global_conv, forget 4500 images, 0a1b2c-3d4e"
+HEAD = ("setting", "method", "sparsity", "n", "collapsed", *MEASURES)
+
+
+def write(file: Path, *rows: tuple[object, ...]) -> Path:
+    with open(file, "w", newline="") as out:
+        csv.writer(out).writerows([HEAD, *rows])
+    return file
+
+
+def test_published_gaps_follow_from_the_cells() -> None:
+    """The table prints each method's mean gap to retrain beside its cells, so a wrong cell would show."""
+    gaps = {("class", 0): [25.78, 7.12, 5.32, 5.41], ("class", 0.95): [11.50, 6.41, 1.98, 1.10],
+            ("random", 0): [2.74, 4.26, 5.08, 4.07], ("random", 0.95): [1.92, 3.05, 4.50, 3.04]}
+    table = published()
+    assert len(table) == 20
+    for (kind, sparsity), wanted in gaps.items():
+        base = table[kind, "retrain", sparsity]
+        for method, gap in zip(("FT", "GA", "fisher_new", "wfisher"), wanted, strict=True):
+            row = table[kind, method, sparsity]
+            assert sum(abs(float(row[m]) - float(base[m])) for m in MEASURES) / 4 == pytest.approx(gap, abs=0.0101)
+
+
+def test_differences_above_two_deviations_are_named_and_no_others(tmp_path: Path) -> None:
+    file = write(tmp_path / "sparsity.csv",
+                 (CLASS, "FT", 0.0, 3, 0, 22.53 + 2.01 * 8.16, 99.87 - 2 * 0.039, 94.31 + 1.9 * 0.19, 75.0 - 2.2 * 14.68),
+                 (RANDOM, "wfisher (alpha=2)", 0.95, 2, 1, 6.51, 94.94, 88.74, 11.93),
+                 (RANDOM, "retrain", 0.0, 3, 0, 5.41, 99.97, 94.42, 13.12))
+    found = beside(rows_of(file))
+    assert list(found["class"]) == ["FT, 0 %, n=3"]
+    assert list(found["random"]) == ["wfisher (alpha=2), 95 %, n=2, 1 collapsed", "retrain, 0 %, n=3"]
+    text = report(found)
+    assert "3 of 12 cells differ by more than 2 published standard deviations:" in text
+    named = [line.split(": ")[1].split()[0] + line.split("(")[-1][:4] for line in text.splitlines() if line.startswith("- ")]
+    assert named == ["UA+2.0", "MIA-2.2", "RA-3.0"]  # retrain's 100.00 is printed without a spread
+
+
+def test_what_the_table_does_not_have_is_left_out(tmp_path: Path) -> None:
+    numbers = (1.0, 2.0, 3.0, 4.0)
+    file = write(tmp_path / "sparsity.csv", (CLASS, "FT", 0.5, 3, 0, *numbers), (CLASS, "SCRUB", 0.95, 3, 0, *numbers),
+                 (CLASS.replace("resnet18", "vgg16_bn"), "FT", 0.95, 3, 0, *numbers),
+                 (RANDOM.replace("4500", "450"), "FT", 0.95, 3, 0, *numbers),
+                 (CLASS.replace("class 0", "class 3"), "FT", 0.95, 3, 0, *numbers))
+    assert beside(rows_of(file)) == {}
+
+
+def test_wrong_files_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "digits.csv", ("digits resnet20s, forget 130 images", "FT", 0.0, 1, 0, 1.0, 2.0, 3.0, 4.0))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, words in (("digits.csv", "no run that the published table has"), ("other.csv", "cannot read"),
+                        ("none.csv", "cannot read")):
+        with pytest.raises(SystemExit) as end:
+            beside_published.main([str(tmp_path / name)])
+        assert end.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_text_goes_to_the_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "sparsity.csv", (CLASS, "GA", 0.95, 3, 0, 98.09, 87.74, 82.58, 97.74))
+    beside_published.main([str(file), "--out", str(tmp_path / "beside.md")])
+    out = capsys.readouterr().out
+    assert (tmp_path / "beside.md").read_text() == out and "0 of 4 cells differ" in out
