@@ -15,7 +15,7 @@ from evaluation import accuracy, sparsity
 from pruner import magnitude
 from pruner.plan import Plan, SynFlowConfig
 from trainer import Sgd, TrainConfig, cross_entropy, l1_norm, resumable
-from utils import BadInput, Mask, Run, Runtime, say, sha256
+from utils import BadInput, Mask, Run, Runtime, read_record, say, sha256
 
 
 def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run, mask: Mask | None = None, first: int = 0,
@@ -34,7 +34,7 @@ def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Ru
         if epoch == snapshot > 0:
             about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-            run.save_tensors("rewind.pt", {"state_dict": state, **about})
+            run.save_tensors("rewind.pt", {"state_dict": state, "data_key": run.values["data_key"], **about})
         opt.at = first + epoch
         run.log(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
 
@@ -62,11 +62,11 @@ class Rounds:
         """Train, prune and rewind as often as the plan says: the last training's model and mask.
 
         Raises:
-            BadInput: a share that cannot be, before any training; a layer of which pruning leaves no weight.
+            BadInput: a share or a rewind file that cannot be, before any training; a layer of which pruning leaves no weight.
         """
         self.plan.check(self._fresh())
         if self.rewind_pth is not None:
-            self._load(Path(self.rewind_pth), whole=True)
+            self._check_file(Path(self.rewind_pth))
         runs: list[Run] = []
         for number in range(len(self.plan.shares)):
             with self._open(number, runs) as run:
@@ -111,11 +111,20 @@ class Rounds:
     def _fresh(self) -> nn.Module:
         return models.new(self.args.model, self.data, self.rt, self.purpose)
 
-    def _load(self, file: Path, whole: bool = False) -> nn.Module:
-        model, mask = models.load(file, self.args.model, self.data, self.rt)
-        if whole and mask is not None:
+    def _load(self, file: Path) -> nn.Module:
+        return models.load(file, self.args.model, self.data, self.rt)[0]
+
+    def _check_file(self, file: Path) -> None:
+        """Refuse to rewind to a pruned model, or to one that is known to have learned from other data."""
+        _, mask = models.load(file, self.args.model, self.data, self.rt)
+        if mask is not None:
             raise BadInput(f"{file} is pruned itself, so kept weights would be rewound to 0; name weights of a dense model")
-        return model
+        key, mine = models.read_safely(file).get("data_key"), self.data.splits.data_key
+        if key is None and file.name == "model.pt" and (file.parent / "record.json").exists():
+            key = read_record(file.parent).record.get("data_key")
+        if key not in (None, mine):
+            raise BadInput(f"--rewind_pth {file}: those weights learned from other data (data_key {key}, not {mine}); use the "
+                           "same --dataset, --data, --classes, --split_seed and --val_fraction")
 
     def _mask(self, number: int, runs: list[Run]) -> Mask:
         """The weights that stay, by those of the training before."""
@@ -165,6 +174,8 @@ def again(args: SimpleNamespace, data: Data, rt: Runtime, run: Run) -> tuple[nn.
     The mask of a pruned original was chosen with the forget set's help, and the weights it was rewound to have seen it.
     """
     cfg = args.cfg
+    if not cfg.unlearn_epochs:
+        raise BadInput("--own_pruning ranks the weights of a training; give it --unlearn_epochs of at least 1")
     names = {field.name for field in dataclasses.fields(TrainConfig)} - {"lr", "epochs"}
     train = TrainConfig(lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, **{name: getattr(cfg, name) for name in names})
     plan = Plan.of_record(args.original.record, train.epochs, train.schedule)

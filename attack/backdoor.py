@@ -223,20 +223,29 @@ def find(named: str | None) -> Original | None:
         runs = find_runs(path, ("trojan",))
         if len(runs) != 1:
             listed = ", ".join(str(run.folder) for run in runs)
-            raise BadInput(f"--mask {named}: {len(runs)} finished poisoned models there ({listed}); name one of them, or a "
-                           "file that is not there yet, to train one")
+            raise BadInput(f"--mask {path}: {len(runs)} finished poisoned models there{f' ({listed})' if runs else ''}; name "
+                           "one, or a file that is not there yet, to train one")
         return Original(*runs[0])
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == "model.pt" and (folder / "record.json").exists()):
         found = Original(*read_record(folder))
     else:
-        content = models.read_safely(path)
-        inside = content.get("record") if isinstance(content, dict) else None
-        found = Original(path, json.loads(inside) if isinstance(inside, str) else {})
-    if (found.record.get("stage"), found.record.get("status")) != ("trojan", "done"):
+        try:
+            found = Original(path, json.loads(models.read_safely(path)["record"]))
+        except (KeyError, TypeError, json.JSONDecodeError):  # somebody else's file
+            found = Original(path, {})
+    if not _names_trigger(found.record):
         raise BadInput(f"--mask {named} is no poisoned model of this suite: its record names no trigger; name one that "
                        "main_backdoor.py wrote, or a file that is not there yet, to train one")
     return found
+
+
+def _names_trigger(record: Any) -> bool:
+    """Whether this is the record of a finished poisoned model."""
+    if not isinstance(record, dict) or (record.get("stage"), record.get("status")) != ("trojan", "done"):
+        return False
+    plant = (record.get("settings") or {}).get("plant") or {}
+    return {field.name for field in dataclasses.fields(TriggerConfig)} <= plant.keys()
 
 
 def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:

@@ -82,16 +82,21 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
         source = data.source
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,
                                 mean=source.mean, std=source.std)
+        if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks
+            mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in _convolutions(model).items()} | mask
     model = model.to(rt.device, memory_format=torch.channels_last)
     return model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}
+
+
+def _convolutions(model: nn.Module) -> dict[str, Tensor]:
+    return {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def _check_mask(path: Path, model: nn.Module, mask: Any) -> None:
     """Refuse a mask that lacks a convolution, names anything else than weights, or calls weights gone that are there."""
     weights = dict(model.named_parameters())
-    layers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     parts = mask if isinstance(mask, dict) else {}
-    wrong = sorted(layers - set(parts)) or [
+    wrong = sorted(set(_convolutions(model)) - set(parts)) or [
         name for name, part in parts.items() if not isinstance(part, Tensor) or part.dtype != torch.bool
         or name not in weights or part.shape != weights[name].shape or bool(weights[name].detach()[~part].any())]
     if wrong:

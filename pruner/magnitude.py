@@ -49,7 +49,7 @@ def keep_largest(scores: Mapping[str, Tensor], share: float, scope: str = "globa
     mask: Mask = {}
     for group, count in kept_counts(scores, share, scope).items():
         if not count:
-            raise BadInput(f"{100 * (1 - share):g} % sparsity leaves no weight in {', '.join(group[:3])}: prune less")
+            raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves no weight in {', '.join(group[:3])}: prune less")
         part = None if free is None else {name: free[name] for name in group if name in free}
         mask |= top({name: scores[name] for name in group}, (count,), part)[0]
     return {name: mask[name] for name in scores}

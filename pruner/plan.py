@@ -37,11 +37,12 @@ class PruneConfig(AmountConfig):
     """Which weights are pruned, how often, and where training goes on from."""
 
     pruning_times: int | None = hp(None, "number of trainings, as published: 1 prunes nothing, 2 is OMP (the default), N "
-                                   "is IMP and leaves (1 - rate)^(N - 1)", low=1)
+                                   "is IMP and leaves (1 - rate)^(N - 1)", low=1, high=1000)
     prune_type: str = hp("rewind_lt", "go on from the initial weights (lt), the trained dense ones (pt), or those after "
                          "--rewind_epoch epochs (rewind_lt)", choices=("lt", "pt", "rewind_lt"))
     rewind_epoch: int = hp(0, "epochs of the dense training after which the weights to rewind to are taken", low=0)
-    rewind_pth: str | None = hp(None, "file with the weights to rewind to, instead")
+    # which file it is, its hash says, in the plan's facts
+    rewind_pth: str | None = hp(None, "file with the weights to rewind to, instead", digest=False)
     rewind_schedule: str = hp("rest", "training after rewinding: the epochs that are left from --rewind_epoch on, or, as "
                               "published, all --epochs from there", choices=("rest", "published"))
     random_prune: bool = hp(False, "prune at random instead of by magnitude")
@@ -172,5 +173,5 @@ class Plan:
                 where = group[0] if len(group) == 1 else f"the {len(group)} layers in scope"
                 if not 0 < kept < before[group]:
                     raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {kept} of {before[group]} weights in {where}, "
-                                   "which prunes all or nothing; choose another --rate or --sparsity")
+                                   "which prunes all or nothing; choose another --rate or --sparsity, or fewer rounds")
             before = now

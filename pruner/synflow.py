@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet import Projection
-from pruner.magnitude import prunable
+from pruner.magnitude import gone, prunable
 from pruner.mask import top
 from utils import BadInput, Mask
 
@@ -55,6 +55,12 @@ def scores(net: nn.Module, shape: Shape) -> dict[str, Tensor]:
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
 
 
+def _reached(net: nn.Module, shape: Shape) -> bool:
+    """Whether a network of absolute values passes anything on from the image; biases reach the outputs without one."""
+    image = torch.ones(1, *shape, dtype=torch.float64, device=next(net.parameters()).device, requires_grad=True)
+    return bool(torch.autograd.grad(net(image).sum(), image)[0].any())
+
+
 def budget(model: nn.Module, share: float, spared: list[str]) -> int:
     """How many convolution weights stay, the spared ones among them.
 
@@ -65,11 +71,11 @@ def budget(model: nn.Module, share: float, spared: list[str]) -> int:
     total, kept = sum(sizes.values()), round(share * sum(sizes.values()))
     fixed = sum(sizes[name] for name in spared)
     if not 0 < kept < total:
-        raise BadInput(f"{100 * (1 - share):g} % sparsity leaves {kept} of the {total} convolution weights; choose a "
+        raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {kept} of the {total} convolution weights; choose a "
                        "--rate or --sparsity between")
     if fixed and kept <= fixed:
         raise BadInput(f"--keep_shortcuts: the {fixed} weights on shortcuts are more than the {kept} that stay at "
-                       f"{100 * (1 - share):g} % sparsity; leave the flag away or prune less")
+                       f"{100 * (1 - share):.8g} % sparsity; leave the flag away or prune less")
     return kept
 
 
@@ -81,6 +87,9 @@ def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: lis
     Args:
         shape: of an image, (colours, height, width).
         spared: names of convolutions that are never pruned; they count in the share.
+
+    Raises:
+        BadInput: see ``budget`` and ``scores``; or no path of weights is left from the image to the outputs.
     """
     budget(model, share, spared)
     net = absolute(model)
@@ -96,4 +105,8 @@ def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: lis
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.masked_fill_(~mask[name], 0.0)
+    if not _reached(net, shape):
+        lost = ", ".join(gone(mask))
+        raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves no path from the image to the outputs"
+                       + (f", and no weight in {lost}" if lost else "") + "; prune less")
     return mask

@@ -348,13 +348,19 @@ def test_what_is_no_trojan_or_another_one_is_refused(planted: Path, tmp_path: Pa
     bare, text = tmp_path / "bare.pt", tmp_path / "text"
     torch.save({"state_dict": shell.weights(trojan)}, bare)
     text.write_text("no model")
+    record, damaged = read_record(trojan.folder).record, tmp_path / "damaged"
+    damaged.mkdir()
+    wrong = ["{", "[]", 3, json.dumps({"stage": "trojan", "status": "done"}), json.dumps(record | {"settings": {"plant": {}}})]
+    for number, inside in enumerate(wrong):
+        torch.save({"state_dict": shell.weights(trojan), "record": inside}, damaged / str(number))
     running = tmp_path / "running"
     running.mkdir()
-    (running / "record.json").write_text(json.dumps(read_record(trojan.folder).record | {"status": "running"}))
+    (running / "record.json").write_text(json.dumps(record | {"status": "running"}))
     other = ["--trigger_size", 3], ["--trigger_value", 0], ["--class_to_replace", 1], ["--split_seed", 8], ["--rate", 0.5]
     cases = [*((trojan.folder, words, words[0]) for words in other), (bare, [], "no poisoned model"), (text, [], str(text)),
              (shell.only(planted / "dense", "backdoor").folder, [], "no poisoned model"), (running, [], "no poisoned model"),
-             (tmp_path, [], "0 finished poisoned models")]
+             (tmp_path, [], "0 finished poisoned models there; name one, or"),
+             *((path, [], "names no trigger") for path in sorted(damaged.iterdir()))]
     for named, words, told in cases:
         before = shell.listing(tmp_path)
         with pytest.raises(SystemExit) as end:

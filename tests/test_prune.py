@@ -316,6 +316,18 @@ def test_synflow_amounts_that_cannot_be_are_refused() -> None:
         SynFlowConfig(rate=0.5, sparsity=0.5).settings()
 
 
+def test_a_network_that_synflow_cuts_through_is_refused() -> None:
+    """Two weights in three layers without a shortcut: no image reaches the outputs, and no training would."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 2))
+    total = sum(w.numel() for w in magnitude.prunable(model).values())
+    assert counted(synflow.prune(model, 60 / total, 20, (3, 6, 6), [])) == 60
+    with pytest.raises(BadInput, match=r"no path from the image to the outputs, and no weight in .*weight; prune less"):
+        synflow.prune(model, 2 / total, 20, (3, 6, 6), [])
+
+
 # ---------------------------------------------------------------------------------- exactly zero through whatever follows
 
 

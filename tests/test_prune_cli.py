@@ -212,7 +212,12 @@ def test_weights_can_be_rewound_to_a_file(sparse: Path, tmp_path: Path, monkeypa
     for name, value in seen[1]["state"].items():
         part = kept.get(name, torch.ones_like(value, dtype=torch.bool))
         assert torch.equal(value[part], wanted[name][part]), name
-    assert shell.only(tmp_path, "imp").record["pruning"]["file"]
+    run = shell.only(tmp_path, "imp")
+    assert run.record["pruning"]["file"]
+    shutil.move("epoch_1_rewind_weight.pt", "renamed.pt")  # what is in it counts, not its name
+    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    shell.call("main_imp.py", *SHORT, "--rewind_pth", "renamed.pt", "--sparsity", "0.7", save_dir=tmp_path)
+    assert shell.only(tmp_path, "imp").folder == run.folder
 
 
 def test_random_pruning_takes_as_many_and_others(sparse: Path, tmp_path: Path) -> None:
@@ -374,6 +379,19 @@ def test_published_form_of_a_pruned_model_unlearns_as_ours(sparse: Path, tmp_pat
     assert all(torch.equal(value, theirs["state_dict"][name]) for name, value in ours["state_dict"].items())
 
 
+def test_published_form_with_a_layer_left_whole_goes_through_later_stages(sparse: Path, tmp_path: Path) -> None:
+    """It has no pair for that layer; what is unlearned from it is a model of ours, to be unlearned further."""
+    final = content(shell.only(sparse, "imp").folder)
+    state = dict(final["state_dict"])
+    for name, part in list(final["mask"].items())[1:]:
+        state[f"{name}_orig"], state[f"{name}_mask"] = state.pop(name), part.float()
+    torch.save({"state_dict": state}, tmp_path / "part.pth.tar")
+    shell.forget(Saved(tmp_path / "part.pth.tar", {}), tmp_path / "a", "FT", *NET, *shell.FORGET)
+    shell.forget(shell.only(tmp_path / "a", "forget"), tmp_path / "b", "GA", *shell.FORGET)
+    mask = content(shell.only(tmp_path / "b", "forget").folder)["mask"]
+    assert mask.pop("conv1.weight").all() and all(torch.equal(part, final["mask"][name]) for name, part in mask.items())
+
+
 def test_the_published_lines_parse_with_their_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     omp = ("--data ./data --dataset cifar10 --arch resnet18 --prune_type rewind_lt --rewind_epoch 8 --save_dir D --rate 0.95 "
            "--pruning_times 2 --num_workers 8")
@@ -403,6 +421,7 @@ def test_synflow_trains_what_it_pruned(tmp_path: Path) -> None:
 # what is wrong | stage | its command line | what the message must say
 TABLE = """
 rate above 1 | imp | {NET} --rewind_epoch 1 --rate 1.5 | --rate must lie in (0, 1); got 1.5
+rate that is no number | imp | {NET} --rewind_epoch 1 --rate nan | --rate must lie in (0, 1); got nan
 rate 0 | imp | {NET} --rewind_epoch 1 --rate 0 | --rate must lie in (0, 1); got 0
 rate 1 of SynFlow | synflow | {NET} --rate 1 | --rate must lie in (0, 1); got 1
 sparsity 1 | imp | {NET} --rewind_epoch 1 --sparsity 1 | --sparsity must lie in [0, 1); got 1
@@ -414,6 +433,10 @@ rewind epoch too late | imp | {NET} --rewind_epoch 3 | --rewind_epoch 3 & 3 epoc
 one training | imp | {NET} --rewind_epoch 1 --rate 0.5 --pruning_times 1 | --pruning_times 1 & OMP is 2
 published schedule of a cosine | imp | {NET} --rewind_epoch 1 --schedule cosine --rewind_schedule published | --schedule cosine
 sparsity that leaves nothing | imp | {NET} --rewind_epoch 1 --sparsity 0.9999999 | leaves 0 of 74160 weights & --sparsity
+sparsity in too many rounds | imp | {NET} --rewind_epoch 1 --sparsity 0.001 --pruning_times 900 | \
+prunes all or nothing & fewer rounds
+more rounds than anybody has | imp | {NET} --rewind_epoch 1 --sparsity 0.5 --pruning_times 1000000000 | \
+--pruning_times must lie in [1, 1000]
 rate that takes nothing | imp | {NET} --rewind_epoch 1 --rate 1e-9 | prunes all or nothing
 layer wholly pruned | imp | {NET} --rewind_epoch 1 --rate 0.999 --prune_scope layerwise_conv | leaves 0 of 432 & conv1.weight
 SynFlow that leaves nothing | synflow | {NET} --sparsity 0.9999999 | leaves 0 of the 74160 convolution weights
@@ -422,10 +445,14 @@ rewind file missing | imp | {NET} --rewind_pth no/where.pt | no/where.pt & no su
 rewind file of another model | imp | {NET} --rewind_pth {other} | resnet20s & --arch
 rewind file that is no model | imp | {NET} --rewind_pth {junk} | junk.pt
 rewind file that is pruned | imp | {NET} --rewind_pth {pruned} | is pruned itself
+rewind file of another split | imp | {NET} --split_seed 7 --rewind_pth {rewind} | rewind.pt & other data & --split_seed
+model of another split to rewind to | imp | {NET} --split_seed 7 --rewind_pth {dense}/model.pt | other data & --split_seed
 own pruning of another method | forget | --checkpoint {imp} {SOME} --unlearn FT --own_pruning | --own_pruning & retrain
 own pruning of a dense model | forget | --checkpoint {dense} {SOME} --unlearn retrain --own_pruning | tells of no mask
 own pruning in fewer epochs | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 1 --own_pruning | \
 --rewind_epoch 1 lies beyond the 1 epochs
+own pruning without an epoch | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 0 --own_pruning | \
+--own_pruning & --unlearn_epochs
 several pruned originals | forget | --checkpoint {two} {SOME} --unlearn FT | several originals & --checkpoint
 """
 CASES = {name: [part.strip() for part in parts] for name, *parts in (line.split(" | ") for line in TABLE.splitlines() if line)}
@@ -439,9 +466,10 @@ def room(sparse: Path, tmp_path: Path) -> dict[str, str]:
     (made / "junk.pt").write_bytes(b"nothing")
     other = {"schema": 1, "arch": "resnet20s", "num_classes": 3, "imagenet": False, "state_dict": {}}
     torch.save(other, made / "other.pt")
+    shutil.copy(rounds(sparse)[0].folder / "rewind.pt", made)  # away from its record
     return {"NET": " ".join(SHORT), "SOME": " ".join(shell.FORGET), "other": str(made / "other.pt"),
             "junk": str(made / "junk.pt"), "imp": str(made / "imp" / "a"), "dense": str(rounds(sparse)[0].folder),
-            "two": str(made), "pruned": str(made / "imp" / "a" / "model.pt")}
+            "two": str(made), "pruned": str(made / "imp" / "a" / "model.pt"), "rewind": str(made / "rewind.pt")}
 
 
 def refused(stage: str, words: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> str:
