@@ -48,6 +48,8 @@ def ranks(rows: Tensor, v: Tensor, together: bool = False) -> Tensor:
     """Textbook WoodFisher: with o_i = F_(i-1)^-1 g_i, F_i^-1 u = F_(i-1)^-1 u - o_i (o_i.u) / (n + g_i.o_i).
 
     One rank after another, as it is written down; or, ``together``, all earlier ranks of a sample by two matrix products.
+    In float32, as here, it rounds: of what it adds to v about 1e-2, or ``together`` 1e-3, is off the float64 solution, where
+    the closed form is off by 2e-5 (resnet20s, 200 examples); the differences that the benchmark prints are its own.
     """
     n = len(rows)
     kept, below = torch.empty_like(rows), torch.empty(n)

@@ -112,7 +112,9 @@ def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -
     if record["evaluation"] == dataclasses.asdict(cfg):
         return record["metrics"]
     seed = record["settings"]["rt"]["seed"]
-    return summarise(load_outputs(folder), tuple(record["whole_classes"]), cfg, seed)
+    found = summarise(load_outputs(folder), tuple(record["whole_classes"]), cfg, seed)
+    # that the weights were not finite is no matter of the attack, and the outputs need not tell it
+    return found | {"collapsed": record["metrics"].get("collapsed", found["collapsed"])}
 
 
 def load_outputs(folder: Path) -> dict[str, np.ndarray]:

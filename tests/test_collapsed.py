@@ -90,6 +90,8 @@ def test_weights_that_are_not_finite_are_a_collapse(spoil: Callable[[nn.Module],
     assert record["status"] == "done" and record["collapsed"] is True
     assert record["metrics"]["collapsed"] == "weights are not finite"
     assert "collapsed: weights" in accuracy.line(record["metrics"])
+    again = accuracy.metrics_of(run.folder, record, EvaluationConfig(mia="interval"))
+    assert again["collapsed"] == "weights are not finite"
 
 
 # -------------------------------------------------------------------------------------------------------- the stages

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dataset import Data
 from unlearn import METHODS, Task, persample
-from unlearn.influence import SOLVERS, fisher_product, published_recursion
+from unlearn.influence import OF_SOLVERS, SOLVERS, fisher_product, published_recursion
 from utils import BadInput, Mask, Runtime
 
 METHOD = METHODS["wfisher"]
@@ -25,6 +25,12 @@ def problem(rt: Runtime) -> tuple[Task, Any, torch.Tensor, torch.Tensor]:
     samples = data.subset(data.index("retain"))
     v = torch.randn(131, dtype=torch.float64, generator=torch.Generator().manual_seed(12))
     return Task(METHOD, model, data, rt, None, None, "strict"), samples, rows_of(model, samples), v
+
+
+def settings(solver: str, **values: Any) -> Any:
+    """Of the values those that the solver has a use for."""
+    idle = OF_SOLVERS["lissa"] - OF_SOLVERS[solver]
+    return METHOD.config(solver=solver, **{name: value for name, value in values.items() if name not in idle})
 
 
 def loss_of(model: torch.nn.Module, data: Data, part: str) -> float:
@@ -42,7 +48,7 @@ def test_solvers_against_an_explicit_inverse(solver: str, damping: float, proble
     matrix = damping * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
     expected = torch.linalg.inv(matrix) @ v
     scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])  # above half of the largest is enough
-    found = SOLVERS[solver](task, samples, v, METHOD.config(damping=damping, solver_tolerance=1e-10, lissa_scale=scale))
+    found = SOLVERS[solver](task, samples, v, settings(solver, damping=damping, solver_tolerance=1e-10, lissa_scale=scale))
     assert float((found - expected).norm() / expected.norm()) < 1e-8
     assert float((expected - v / damping).norm() / expected.norm()) > 0.05  # the Fisher matrix matters
 
@@ -74,7 +80,7 @@ def test_masked_weights_are_no_part_of_the_matrix(solver: str, budget: int | Non
     expected[free] = torch.linalg.inv(matrix[free][:, free]) @ v[free]
     v = torch.zeros_like(v).index_copy(0, free, v[free])
     scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])
-    found = SOLVERS[solver](task, samples, v, METHOD.config(damping=0.1, solver_tolerance=1e-10, lissa_scale=scale))
+    found = SOLVERS[solver](task, samples, v, settings(solver, damping=0.1, solver_tolerance=1e-10, lissa_scale=scale))
     assert float((found - expected).norm() / expected.norm()) < 1e-8
     cut = (torch.linalg.inv(matrix) @ v)[free]
     assert float((cut - expected[free]).norm() / expected.norm()) > 1e-3
@@ -93,7 +99,8 @@ def test_step_of_a_masked_model(mode: str, mask: Mask, rt: Runtime) -> None:
         k, o = k - (k @ g) / (n_r + o @ g) * o, o - (o @ g) / (n_r + o @ g) * o
     inverse = torch.linalg.inv(0.2 * torch.eye(len(free), dtype=torch.float64) + retain.T @ retain / n_r)
     expected = torch.cat([p.flatten() for p in before]).index_add(0, free, 0.5 * (k if mode == "published" else inverse @ v))
-    METHOD.apply(model, data, METHOD.config(alpha=0.5, damping=0.2, fisher_samples=n_r, wfisher_mode=mode), rt, None, mask)
+    how = dict(damping=0.2) if mode == "exact" else dict(wfisher_mode=mode)
+    METHOD.apply(model, data, METHOD.config(alpha=0.5, fisher_samples=n_r, **how), rt, None, mask)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), expected, rtol=1e-9, atol=1e-11)
 
 
@@ -104,7 +111,7 @@ def test_lissa_is_its_series(problem: tuple) -> None:
     scale, x, steps = 2 * float(torch.linalg.eigvalsh(matrix)[-1]), v.clone(), 0
     while float((v - matrix @ x / scale).norm()) > 0.01 * float(v.norm()):
         x, steps = v + x - matrix @ x / scale, steps + 1
-    found = SOLVERS["lissa"](task, samples, v, METHOD.config(damping=0.3, lissa_scale=scale, solver_tolerance=0.01))
+    found = SOLVERS["lissa"](task, samples, v, settings("lissa", damping=0.3, lissa_scale=scale, solver_tolerance=0.01))
     torch.testing.assert_close(found, x / scale, rtol=1e-9, atol=1e-12)
     assert steps > 5
 
@@ -188,6 +195,21 @@ def test_solver_that_does_not_arrive_is_refused(values: dict[str, Any], why: str
     with pytest.raises(BadInput, match=why) as raised:
         METHOD.apply(model, make_data(rt), METHOD.config(**values), rt)
     assert "\n" not in str(raised.value) and equal(snapshot(model), before)
+
+
+@pytest.mark.parametrize(("values", "where"), [
+    (dict(wfisher_mode="published", damping=2.0), "--wfisher_mode published"),
+    (dict(wfisher_mode="published", solver="cg"), "--wfisher_mode published"),
+    (dict(wfisher_mode="published", solver_steps=5), "--wfisher_mode published"),
+    (dict(solver_tolerance=0.1), "--solver woodbury"), (dict(lissa_scale=5.0), "--solver woodbury"),
+    (dict(solver="cg", lissa_scale=5.0), "--solver cg")])
+def test_setting_without_effect_is_refused(values: dict[str, Any], where: str) -> None:
+    """It would be another run of the same weights; what a solver does use is taken."""
+    with pytest.raises(BadInput, match=f"--{list(values)[-1]} has no effect under {where}; leave it away"):
+        METHOD.config(**values)
+    METHOD.config(solver="lissa", damping=2.0, solver_steps=5, solver_tolerance=0.1, lissa_scale=5.0)
+    METHOD.config(solver="cg", solver_steps=5, solver_tolerance=0.1)
+    METHOD.config(wfisher_mode="published", alpha=3.0, fisher_samples=7)
 
 
 @pytest.mark.parametrize("solver", list(SOLVERS))

@@ -38,6 +38,8 @@ JOBS = {
     "SCRUB": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2"),
     "SCRUB and rewind": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 3 --rewind"),
     "RL with a mask": ("main_random.py", f"--unlearn RL --unlearn_epochs {EPOCHS} --path {{root}}"),
+    "FT_prune_bi": ("main_forget.py", f"--unlearn FT_prune_bi --unlearn_epochs {EPOCHS} --rate 0.7"),
+    "RL_proximal": ("main_random.py", f"--unlearn RL_proximal --unlearn_epochs {EPOCHS}"),
     "RL_og in two passes": ("main_random.py", f"--unlearn RL_og --unlearn_epochs {EPOCHS} --rl_form sequential"),
 }
 

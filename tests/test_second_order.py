@@ -183,6 +183,14 @@ def test_parameters_outside_layers_are_found() -> None:
     assert len(persample._linear_layers(TinyNet())) == 3
 
 
+def test_memory_of_others_is_no_part_of_a_deterministic_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks follow from the budget, and the sums' last bits from the chunks."""
+    for free, forced, expected in ((60, False, 30), (20, False, 10), (60, True, 20), (20, True, 20)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda forced=forced: forced)
+        assert persample._budget(torch.device("cuda")) == expected
+
+
 def test_model_is_measured_in_eval_mode_and_left_as_it_was(loader: Loader) -> None:
     """Running statistics stay, and so do the modes of all modules, dropout's too."""
     model = nn.Sequential(tiny_net(quiet_runtime()), nn.Dropout(0.5)).train()
@@ -191,6 +199,18 @@ def test_model_is_measured_in_eval_mode_and_left_as_it_was(loader: Loader) -> No
     found, expected = persample.squared(model, loader), persample.squared(quiet, loader)
     assert equal(found, expected) and equal(snapshot(model), before)
     assert model[1].training and model[0].training and not model[0].bn.training
+
+
+def test_compiled_model_is_measured_uncompiled(loader: Loader) -> None:
+    """In a plan under --compile an earlier step compiled it; hooks and vmap within a compiler are slow, or fail."""
+    model, plain = ExactNet(), ExactNet()
+    model._compiled_call_impl = compiled = lambda *args: pytest.fail("went through the compiler")
+    v = torch.ones(131, dtype=torch.float64)
+    for measure in (persample.squared, persample.squared_means, persample.weighted, persample.gradients, persample.gram,
+                    lambda model, loader: persample.along(model, loader, [v])):
+        found, expected = measure(model, loader), measure(plain, loader)
+        assert equal(*(value if isinstance(value, dict) else {"": value} for value in (found, expected)))
+        assert model._compiled_call_impl is compiled
 
 
 # --------------------------------------------------------------------------------------------- contracts of these methods
@@ -399,6 +419,23 @@ def test_dampening_that_finds_nothing_says_so(capsys: pytest.CaptureFixture, rt:
         METHODS["ssd"].apply(model, data, METHODS["ssd"].config(alpha=alpha), rt)
         assert equal(snapshot(model), before) != quiet
         assert ("notice: ssd dampened nothing" in capsys.readouterr().out) != quiet
+
+
+def test_dampening_leaves_weights_that_are_held_or_without_importance(rt: Runtime, data: Data,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel that is always off has no gradient, 0 of 0; the share that is told is of the weights that moved."""
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(Task, "log_whole", lambda task, **row: rows.append(row))
+    model, mask = tiny_net(rt), {"fc.weight": torch.zeros(3, 4, dtype=torch.bool)}
+    with torch.no_grad():
+        model.bn.weight[0], model.bn.bias[:] = 0, torch.tensor([-1.0, 0.1, 0.1, 0.1])
+    before = snapshot(model)
+    METHODS["ssd"].apply(model, data, METHODS["ssd"].config(alpha=1.0), rt, None, mask)
+    moved = {name: p.detach() != before[name] for name, p in model.named_parameters()}
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert not (moved["fc.weight"].any() or moved["conv.weight"][0].any() or moved["bn.weight"][0] or moved["bn.bias"][0])
+    count, total = (sum(int(part.sum()) for part in parts) for parts in (moved.values(), map(torch.ones_like, moved.values())))
+    assert count > 3 and rows[0]["dampened_share"] == count / total
 
 
 def test_dampening_only_shrinks(rt: Runtime, data: Data) -> None:

@@ -16,7 +16,7 @@ class DampeningConfig(Config):
     """Selective synaptic dampening."""
 
     alpha: float = hp(10.0, "dampen where importance to the forget set exceeds alpha times that to all training images; "
-                      "never so where the forget set is 1/alpha of them or more", low=0)
+                      "in the exact mode never so where the forget set is 1/alpha of them or more", low=0)
     ssd_lambda: float = hp(1.0, "factor of the dampening, lambda; the smaller, the more is taken away", low=0)
     ssd_mode: str = hp("exact", "exact: importances by squared gradients of single examples; published: of batch means",
                        choices=("exact", "published"))
@@ -32,7 +32,7 @@ def dampening(task: Task, cfg: DampeningConfig) -> None:
     new, chosen, count = {}, [], 0
     for name, p in task.model.named_parameters():
         mine, all_of = of_forget[name], of_all[name]
-        choose = mine > cfg.alpha * all_of
+        choose = (mine > cfg.alpha * all_of) & task.free(name)
         shrink = (cfg.ssd_lambda * all_of / mine).clamp(max=1)
         new[name] = torch.where(choose, p.detach() * shrink, p.detach().double())
         chosen.append(choose.sum())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from dataset import Batch
@@ -106,24 +105,23 @@ class AlternatingConfig(SgdConfig):
                   "holds the mask, and pruned weights stay exactly 0")
 def alternate(task: Task, cfg: AlternatingConfig) -> None:
     """Fine-tune on the retain set, and before every other epoch prune the convolutions' smallest weights."""
-    opt, free = task.sgd(cfg), task.mask
+    opt = task.sgd(cfg)
     weights, keep = magnitude.prunable(task.model), {}
     prunes = (cfg.unlearn_epochs + 1) // 2  # as many as the published exponent, (E - 1) // 2 + 1, counts
     for epoch in task.epochs(cfg, opt, keep):
         if epoch % 2 == 0:
-            keep["mask"] = _smallest_off(task, weights, (1 - cfg.rate) ** ((epoch // 2 + 1) / prunes), free, keep.get("mask"))
+            keep["mask"] = _smallest_off(task, weights, (1 - cfg.rate) ** ((epoch // 2 + 1) / prunes), keep.get("mask"))
         task.prune(keep["mask"])
         opt.hold(task.pruned)
         task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))
 
 
-def _smallest_off(task: Task, weights: dict[str, Tensor], share: float, free: Mask | None, before: Mask | None) -> Mask:
+def _smallest_off(task: Task, weights: dict[str, Tensor], share: float, before: Mask | None) -> Mask:
     """The mask, True = stays, of a share of the free weights at first: the largest of those that are still there.
 
-    What ``free`` holds cannot be pruned here: it is pruned already, or must not change.
+    What the masks hold cannot be pruned here: it is pruned already, or must not change.
     """
-    held = {name: torch.zeros_like(w, dtype=torch.bool) if free is None or name not in free else ~free[name]
-            for name, w in weights.items()}
+    held = {name: ~task.free(name) for name in weights}
     count = round(share * sum(int((~part).sum()) for part in held.values()))
     if not count:
         task.refuse("--rate leaves no weight of the convolutions; prune less")

@@ -67,8 +67,8 @@ def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
         head = {name for name, p in task.model.named_parameters() if p.shape[:1] == (task.num_classes,)}
     stream, whole, new = task.generator("noise"), task.whole_classes, {}
     for name, p in task.model.named_parameters():
-        free = None if task.mask is None or name not in task.mask else task.mask[name].to(p.device)
-        if free is not None and cfg.fisher_mode == "published":  # there a pruned weight has no gradient, and counts in the mean
+        free = task.free(name)
+        if cfg.fisher_mode == "published":  # there a pruned weight has no gradient, and counts in the mean
             info[name], free = info[name] * free, None
         mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole, free)
         new[name] = mean + variance.sqrt() * _normal(p, stream)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from dataset import Loader
 from unlearn import persample
 from unlearn.registry import Task, register
-from utils import Config, hp
+from utils import BadInput, Config, hp
+
+# settings that are of some solvers only, and those of the exact mode only
+OF_SOLVERS = {"woodbury": set(), "cg": {"solver_steps", "solver_tolerance"},
+              "lissa": {"solver_steps", "solver_tolerance", "lissa_scale"}}
+OF_EXACT = {"damping", "solver"} | OF_SOLVERS["lissa"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,15 @@ class InfluenceConfig(Config):
     lissa_scale: float = hp(100.0, "above half of the damped Fisher matrix's largest eigenvalue, or lissa diverges", above=0)
     wfisher_mode: str = hp("exact", "exact: the damped inverse; published: the recursion over the first --fisher_samples + 2 "
                            "retain examples, v plus a multiple of the first one's gradient", choices=("exact", "published"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        exact = self.wfisher_mode == "exact"
+        idle = OF_SOLVERS["lissa"] - OF_SOLVERS[self.solver] if exact else OF_EXACT
+        for field in dataclasses.fields(self):
+            if field.name in idle and getattr(self, field.name) != field.default:
+                where = f"--solver {self.solver}" if exact else "--wfisher_mode published"
+                raise BadInput(f"--{field.name} has no effect under {where}; leave it away")
 
 
 @register("wfisher", config=InfluenceConfig, uses="retain forget",

@@ -71,7 +71,7 @@ def salun_soft(task: Task, cfg: ProximalConfig) -> None:
     """Random labels, each step drawn back to the original weights by a soft threshold that fades (SalUn-soft)."""
     opt, stream = task.sgd(cfg), task.generator("labels")
     names, params = zip(*task.model.named_parameters(), strict=True)
-    free = torch.cat([_free(task, name, p).flatten() for name, p in zip(names, params, strict=True)])
+    free = torch.cat([task.free(name).flatten() for name in names])
     n, anchor = int(free.sum()), [p.detach().clone() for p in params]
     true = task.forget.labels
     for epoch in task.epochs(cfg, opt):
@@ -86,12 +86,6 @@ def salun_soft(task: Task, cfg: ProximalConfig) -> None:
             soft_threshold(params, anchor, free, int(cfg.mask_ratio * (total - at) / total * n))
 
         task.log(epoch=epoch, loss=opt.epoch(after_each(batches, draw_back), cross_entropy, length), lr=opt.rate(1))
-
-
-def _free(task: Task, name: str, p: Tensor) -> Tensor:
-    """bool of the parameter's shape: what the masks let change."""
-    part = None if task.mask is None else task.mask.get(name)
-    return torch.ones_like(p, dtype=torch.bool) if part is None else part.to(p.device)
 
 
 def after_each(batches: Loader, act: Callable[[int], None]) -> Iterator[Batch]:
@@ -117,8 +111,8 @@ def soft_threshold(params: tuple[nn.Parameter, ...], anchor: list[Tensor], free:
     # those that are held stand behind all others, so that no rank within the free ones reaches them
     size = d.abs().masked_fill_(~free, torch.inf)
     sizes = [p.numel() for p in params]
-    # the values of kthvalue are exact, but CUDA refuses it in deterministic mode for the sake of its indices
-    ranked = size.sort().values[rank - 1] if torch.are_deterministic_algorithms_enabled() else size.kthvalue(rank).values
+    # CUDA's kthvalue leaves a row to one block, and is refused in deterministic mode for the sake of its indices
+    ranked = size.sort().values[rank - 1] if size.is_cuda else size.kthvalue(rank).values
     near, moved = free & (size <= ranked), free & (size > ranked)
     steps = zip(params, anchor, (d.sign() * ranked).split(sizes), near.split(sizes), moved.split(sizes), strict=True)
     for p, a, back, to_anchor, shrink in steps:

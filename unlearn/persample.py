@@ -261,7 +261,11 @@ def _bytes(params: Values) -> int:
 
 
 def _budget(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 3 * 2**30
+    if device.type != "cuda":
+        return 3 * 2**30
+    free, total = torch.cuda.mem_get_info(device)
+    # where sums are cut follows from it, so under --deterministic it must not depend on what else is there
+    return total // 4 if torch.are_deterministic_algorithms_enabled() else free // 2
 
 
 def _chunks(batches: Iterable[Batch], params: Values, budget: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -274,9 +278,10 @@ def _chunks(batches: Iterable[Batch], params: Values, budget: int | None) -> Ite
 
 @contextlib.contextmanager
 def _exact(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and no TF32: differences of nearly equal products do not survive its three digits."""
+    """The model in eval mode, uncompiled, and no TF32: differences of nearly equal products do not survive its three digits."""
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     modes = {module: module.training for module in model.modules()}
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None  # vmap and hooks within do not go through a compiler
     model.eval()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -285,5 +290,6 @@ def _exact(model: nn.Module) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
+        model._compiled_call_impl = compiled
         for module, training in modes.items():
             module.training = training

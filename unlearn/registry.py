@@ -171,13 +171,17 @@ class Task:
         y = self._data.images.y.cpu().numpy()
         return np.setdiff1d(y[self._data.index("forget")], y[self._data.index("retain")]).tolist()
 
+    def free(self, name: str) -> Tensor:
+        """Which weights of a parameter the masks let change: bool of its shape, on its device."""
+        p = self.model.get_parameter(name)
+        part = None if self.mask is None else self.mask.get(name)
+        return torch.ones_like(p, dtype=torch.bool) if part is None else part.to(p.device)
+
     @torch.no_grad()
     def replace(self, values: dict[str, Tensor]) -> None:
         """Give every parameter its new value, by name, but where the mask holds it: there it stays bit-identical."""
         for name, p in self.model.named_parameters():
-            new = values[name].to(p)
-            free = None if self.mask is None else self.mask.get(name)
-            p.copy_(new if free is None else torch.where(free.to(p.device), new, p))
+            p.copy_(torch.where(self.free(name), values[name].to(p), p))
 
     def prune(self, mask: Mask) -> None:
         """Set the weights with False to 0; they stay out of the checkpoint's structure from here on."""
