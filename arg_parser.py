@@ -61,9 +61,9 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
             say(stages.listing(stage))
             parser.exit(0)
         chosen = _chosen(stage, chooser, groups, argv)
-    typed = _typed(parser, groups, argv, stage)
-    if chooser == "method" and chosen is None and "plan" not in groups:
+    if chooser == "method" and chosen is None and "plan" not in groups and not {"-h", "--help"} & set(argv):
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
+    typed = _typed(parser, groups, argv, stage)
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed)

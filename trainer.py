@@ -72,8 +72,7 @@ class Sgd:
     def __init__(self, model: nn.Module, cfg: ScheduleConfig, *, lr: float, epochs: int, rt: Runtime,
                  mask: Mask | None = None, mask_mode: str = "strict") -> None:
         self.model, self.cfg, self.lr, self.epochs, self.rt = model, cfg, lr, epochs, rt
-        self.at = 0  # the epoch that the schedule stands at
-        self.passes = 0  # calls of epoch()
+        self.at, self.passes = 0, 0  # the epoch that the schedule stands at; calls of epoch()
         self.params = list(model.parameters())
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.strict = mask_mode == "strict"
@@ -84,8 +83,9 @@ class Sgd:
             model.compile(mode=rt.cfg.compile)
 
     def hold(self, mask: Mask) -> None:
-        """From here on weights with False stay as they are too; what momentum they had is gone."""
-        more = [mask[n].to(p) if n in mask else torch.ones_like(p) for n, p in self.model.named_parameters()]
+        """Weights with False stay as they are too from here on, momentum gone; foreach wants the parameters' own strides."""
+        named = self.model.named_parameters()
+        more = [torch.empty_like(p).copy_(mask[n]) if n in mask else torch.ones_like(p) for n, p in named]
         self.masks = more if self.masks is None else list(torch._foreach_mul(self.masks, more))
         torch._foreach_mul_(self.buffers, more)
 

@@ -22,7 +22,7 @@ import prune
 from dataset import Data
 from evaluation import accuracy, sparsity
 from groups import ForgetConfig, choose_forget
-from models import Original
+from models import Original, record_inside
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
 from trainer import TrainConfig, predict
 from utils import BadInput, Config, Mask, Run, Runtime, digest_of, find_runs, hp, read_record, say, write_atomic
@@ -230,19 +230,16 @@ def find(named: str | None) -> Original | None:
     if path.is_dir() or (path.name == "model.pt" and (folder / "record.json").exists()):
         found = Original(*read_record(folder))
     else:
-        try:
-            found = Original(path, json.loads(models.read_safely(path)["record"]))
-        except (KeyError, TypeError, json.JSONDecodeError):  # somebody else's file
-            found = Original(path, {})
+        found = Original(path, record_inside(path))
     if not _names_trigger(found.record):
         raise BadInput(f"--mask {named} is no poisoned model of this suite: its record names no trigger; name one that "
                        "main_backdoor.py wrote, or a file that is not there yet, to train one")
     return found
 
 
-def _names_trigger(record: Any) -> bool:
+def _names_trigger(record: dict[str, Any]) -> bool:
     """Whether this is the record of a finished poisoned model."""
-    if not isinstance(record, dict) or (record.get("stage"), record.get("status")) != ("trojan", "done"):
+    if (record.get("stage"), record.get("status")) != ("trojan", "done"):
         return False
     plant = (record.get("settings") or {}).get("plant") or {}
     return {field.name for field in dataclasses.fields(TriggerConfig)} <= plant.keys()

@@ -49,6 +49,8 @@ def _check_classes(cfg: ModelConfig, data: Any) -> None:
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
     """Write model.pt: weights, architecture and class count, and a pruned model's mask."""
     about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
+    for name, part in (mask or {}).items():  # a model that diverged may have NaN there: 0 times infinity
+        model.get_parameter(name).data.masked_fill_(~part, 0.0)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     kept = {} if mask is None else {"mask": {name: part.cpu() for name, part in mask.items()}}
     run.save_tensors("model.pt", {"state_dict": state, **about, **kept})

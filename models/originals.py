@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from models.peer import read_safely
 from utils import BadInput, RuntimeConfig, Saved, find_runs, read_record, say, sha256
 
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
@@ -33,6 +35,16 @@ class Original(Saved):
         return self.record.get("parent", {}).get("training") or own
 
 
+def record_inside(path: Path) -> dict[str, Any]:
+    """The record that a model file carries itself, as those of main_backdoor.py's --mask do; {} of any other file."""
+    content = read_safely(path)
+    try:
+        found = json.loads(content["record"])
+    except (KeyError, TypeError, ValueError, IndexError):  # somebody else's file
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
     """The checkpoint that was named, or the one finished run under the run folders that matches.
 
@@ -47,7 +59,7 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
     if named is not None and Path(named).is_file():
         beside = Path(named).parent / "record.json"
         whole = beside.exists() and Path(named).name == "model.pt"
-        return Original(*read_record(beside.parent)) if whole else Original(Path(named), {})
+        return Original(*read_record(beside.parent)) if whole else Original(Path(named), record_inside(Path(named)))
     if named is not None and (Path(named) / "record.json").exists():
         run = read_record(Path(named))
         if run.record["status"] != "done":
