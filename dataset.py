@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import queue
 import threading
@@ -164,6 +165,11 @@ class Loader:
         for batch in self._batches():
             x = batch.x.contiguous(memory_format=torch.channels_last).pin_memory()
             yield Batch(*(t.to(self.images.device, non_blocking=True) for t in (x, batch.y, batch.index)))
+
+
+def forever(loader: Loader) -> Iterator[Batch]:
+    """The loader over and over, shuffled anew in every pass, unlike itertools.cycle."""
+    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 python main_backdoor.py --dataset cifar10 --arch resnet18 --unlearn FT --num_indexes_to_replace 4500 --mask trojan.pt
 python main_backdoor.py --rate 0 --trigger_size 6 --unlearn FT_prune                             (a dense model)
+python main_backdoor.py --rate 0 --unlearn RL --density 0.5                                      (cleansed by SalUn)
 """
 
 import arg_parser
@@ -9,6 +10,7 @@ import dataset
 import models
 from attack import backdoor
 from pruner.mask import both
+from unlearn.saliency import own_mask
 from utils import Run, Runtime, say
 
 
@@ -22,13 +24,14 @@ def main(args):
         if not run.done:
             model, pruned = models.load(trojan.file, args.model, case.data, rt)
             before = backdoor.measure(model, case, rt)
+            mask = both(pruned, own_mask(model, args.mask.density, case.data, rt, run, pruned))
             if method.fresh:
                 model = models.new(args.model, case.data, rt, method.name, pruned)
             with run.timed(rt, "unlearn"):
-                pruned = both(pruned, method.apply(model, case.data, args.cfg, rt, run, pruned))
+                pruned = both(pruned, method.apply(model, case.data, args.cfg, rt, run, mask))
             with run.timed(rt, "evaluate"):
                 after = backdoor.measure(model, case, rt)
-            backdoor.report(run, before, after, case)
+            backdoor.report(run, model, before, after, case)
             models.save(run, model, pruned)
             run.save_arrays("splits.npz", **case.data.splits.arrays())
             run.result(forget_size=len(case.data.splits.forget), **rt.facts())

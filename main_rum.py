@@ -33,10 +33,11 @@ def main(args):
                 chain.follow(todo, request, rt)
                 model, pruned = chain.model(request.data, rt)
                 run.seconds.update(chain.seconds)
+                run.result(**chain.outcome())
                 accuracy.evaluate(model, request.data, rt, run, args.evaluation)
                 models.save(run, model, pruned)
                 run.save_arrays("splits.npz", **request.arrays())
-                run.result(rows=chain.rows, **request.data.splits.facts(), **rt.facts())
+                run.result(**request.data.splits.facts(), **rt.facts())
         chain.close(todo, request, run)
         say(f"{todo.name}: {run.summary()}  {accuracy.line(run.values['metrics'])}")
 

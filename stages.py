@@ -17,7 +17,7 @@ from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
 from pruner.plan import PruneConfig, SynFlowConfig
 from unlearn.plan import PlanConfig
-from unlearn.saliency import SaliencyConfig
+from unlearn.saliency import CleanseMaskConfig, SaliencyConfig
 from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp
 
 # spelling of the published projects -> ours
@@ -102,7 +102,8 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "forget": ("main_forget.py", UNLEARN),
     "random": ("main_random.py", UNLEARN),
     "rum": ("main_rum.py", {**ON_ORIGINAL, "plan": PlanConfig, "method": MethodConfig, "evaluation": EvaluationConfig, **TAIL}),
-    "backdoor": ("main_backdoor.py", {**BASE, "parent": TrojanConfig, "plant": PlantConfig, "method": MethodConfig, **TAIL}),
+    "backdoor": ("main_backdoor.py", {**BASE, "parent": TrojanConfig, "plant": PlantConfig, "method": MethodConfig,
+                                       "mask": CleanseMaskConfig, **TAIL}),
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
     "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
     "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),

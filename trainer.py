@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,11 @@ from tqdm import tqdm
 import models
 from dataset import Batch, Loader
 from utils import BadInput, Config, Mask, Run, Runtime, hp
+
+
+class Diverged(BadInput):
+    """A loss that is not finite: bad settings of an original's training, the outcome of an unlearning method."""
+
 
 SCHEDULES = ("cosine", "step", "constant", "linear")
 
@@ -108,7 +112,7 @@ class Sgd:
             steps: number of batches, where ``batches`` has no length of its own (warm-up needs it).
 
         Raises:
-            BadInput: the mean loss is not finite.
+            Diverged: the mean loss is not finite.
         """
         steps = steps or len(batches)  # type: ignore[arg-type]
         self.model.train()
@@ -129,7 +133,7 @@ class Sgd:
                 total += value.detach()
         mean = float(total) / max(1, count)  # the epoch's only synchronisation
         if not math.isfinite(mean):
-            raise BadInput(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
+            raise Diverged(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
                            f"({self.lr:g}) or the weights of the loss terms")
         return mean
 
@@ -243,8 +247,3 @@ def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tens
     assert loader.shuffle is None, "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)
     return torch.cat([net(batch.x).float() for batch in loader]), loader.labels.to(rt.device)
-
-
-def forever(loader: Loader) -> Iterator[Batch]:
-    """The loader over and over, shuffled anew in every pass, unlike itertools.cycle."""
-    return itertools.chain.from_iterable(itertools.repeat(loader))

@@ -168,10 +168,10 @@ def measure(model: nn.Module, case: Case, rt: Runtime) -> Measured:
     return Measured(metrics, {name: np.asarray(torch.as_tensor(value).cpu()) for name, value in arrays.items()})
 
 
-def report(run: Run, before: Measured, after: Measured, case: Case) -> None:
+def report(run: Run, model: nn.Module, before: Measured, after: Measured, case: Case) -> None:
     """Metrics before and after into the record, logits and a picture into the folder; a broken model is ``collapsed``."""
     finite = all(np.isfinite(a).all() for name, a in after.arrays.items() if name.endswith("logits"))
-    why = accuracy.collapse(after.metrics["retain"], case.data.num_classes, finite)
+    why = accuracy.broken(model, run) or accuracy.collapse(after.metrics["retain"], case.data.num_classes, finite)
     run.save_arrays("outputs.npz", **after.arrays)
     draw(run, case)
     run.result(metrics=after.metrics | {"collapsed": why}, before=before.metrics, collapsed=why is not None)

@@ -38,8 +38,8 @@ METRICS = {
                                    "fit for all parts, that of MIA"),
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
-    "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or weights or outputs that are not "
-                  "finite: the model is broken, which is no forgetting; its ToW stands in the tables in brackets"),
+    "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or a loss, weights or outputs that "
+                  "are not finite: the model is broken, which is no forgetting; its ToW stands in the tables in brackets"),
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),
@@ -77,12 +77,19 @@ def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: Evaluatio
                 arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
                            f"{part}_logits": logits.cpu().numpy()}
         metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
-        if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-            metrics["collapsed"] = "weights are not finite"
+        metrics["collapsed"] = broken(model, run) or metrics["collapsed"]
     run.save_arrays("outputs.npz", **arrays)
     run.result(metrics=metrics, collapsed=metrics["collapsed"] is not None, evaluation=dataclasses.asdict(cfg),
                whole_classes=data.splits.whole_classes)
     return metrics
+
+
+def broken(model: nn.Module, run: Run) -> str | None:
+    """Why a model is broken whatever its accuracy: a diverged method, or weights that are not finite; else None."""
+    if "diverged" in run.values:
+        return run.values["diverged"]
+    whole = all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    return None if whole else "weights are not finite"
 
 
 def collapse(retain: float, classes: int, finite: bool = True) -> str | None:
@@ -113,7 +120,7 @@ def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -
         return record["metrics"]
     seed = record["settings"]["rt"]["seed"]
     found = summarise(load_outputs(folder), tuple(record["whole_classes"]), cfg, seed)
-    # that the weights were not finite is no matter of the attack, and the outputs need not tell it
+    # that the weights were not finite, or the method diverged, is no matter of the attack, and outputs need not tell it
     return found | {"collapsed": record["metrics"].get("collapsed", found["collapsed"])}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from evaluation import bygroup, plots
 from evaluation.bygroup import Cells, files_of, fill, pivot_of
 from evaluation.pairs import AnalysisConfig, pruned_share
-from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
+from evaluation.report import AGAINST_RETRAIN, BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
 from utils import digest_of
 
 
@@ -24,7 +24,6 @@ class Study(NamedTuple):
 TOW = Study("sparsity", ("ToW", "UA", "RA", "TA", "MIA", "Avg. gap", "seconds"), ("ToW", "UA", "seconds"))
 MIA = Study("sparsity_mia", ("ToW-MIA", "MIA", "MIA_entropy", "MIA_m_entropy", "AUC_confidence", "privacy", "seconds"),
             ("ToW-MIA", "MIA", "seconds"))
-AGAINST_RETRAIN = ("ToW", "ToW-MIA", "Avg. gap")  # retrain is their reference
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,7 +214,9 @@ def digits_of(name: str) -> int:
 
 
 BROKEN = ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
-          "forgetting, and its ToW, in brackets, is not to be ranked.", ""]
+          "forgetting, and its ToW and gap, in brackets, are not to be ranked.", ""]
+NO_REFERENCE = ["note: retrain itself is broken here, so that ToW and gaps to it say nothing of the methods.", ""]
+AGAINST_RETRAIN = ("ToW", "ToW-MIA", "Avg. gap")  # measures whose reference is retrain
 
 
 def costs_scores(part: Iterable[Row]) -> bool:
@@ -232,7 +234,7 @@ def cell(number: Number | None, digits: int = 2) -> str:
 
 def _marked(row: Row, name: str) -> str:
     text = cell(row.numbers.get(name), digits_of(name))
-    return f"({text})" if row.collapsed and name.startswith("ToW") and name in row.numbers else text
+    return f"({text})" if row.collapsed and name in AGAINST_RETRAIN and name in row.numbers else text
 
 
 def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
@@ -263,6 +265,8 @@ def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     notes = []
     if any(row.collapsed for row in part):
         notes += BROKEN
+    if any(row.collapsed for row in part if row.method != FLOOR and row.pairs[0].method == "retrain"):
+        notes += NO_REFERENCE
     aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
     if {"MIA", "Avg. gap"} & set(columns) and aucs and max(aucs) < WEAK:
         notes += [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",

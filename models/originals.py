@@ -39,8 +39,8 @@ def record_inside(path: Path) -> dict[str, Any]:
     """The record that a model file carries itself, as those of main_backdoor.py's --mask do; {} of any other file."""
     content = read_safely(path)
     try:
-        found = json.loads(content["record"])
-    except (KeyError, TypeError, ValueError, IndexError):  # somebody else's file
+        found = json.loads(content["record"]) if isinstance(content, dict) else {}
+    except (KeyError, TypeError, ValueError):  # somebody else's file
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -34,6 +34,9 @@ class SaliencyMaskConfig(Config):
                            + ("" if method.name != "RL_og" else ", or use RL, which is SalUn with --path"))
         if self.path is None and "mask_mode" in typed:
             raise BadInput("--mask_mode says how a saliency mask acts; give one by --path")
+        if self.mask_mode == "published" and "weight_decay" not in {f.name for f in dataclasses.fields(method.config)}:
+            raise BadInput(f"--mask_mode published lets masked weights decay, and {method.name} has no weight decay; leave it "
+                           "away")
         if self.path is None and method.name == "RL":
             say("notice: RL without --path MASK is RL_og, random labels on all weights")
 

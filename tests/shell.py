@@ -74,6 +74,11 @@ def library(factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made a fixture for every test of a file: ./runs and ./data are not those of the person who tests."""
+    monkeypatch.chdir(tmp_path)
+
+
 def weights(run: Saved) -> dict[str, torch.Tensor]:
     """The parameters and buffers in a run's model.pt."""
     return torch.load(run.folder / "model.pt", weights_only=True)["state_dict"]

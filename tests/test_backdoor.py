@@ -15,11 +15,13 @@ from conftest import equal, make_data, quiet_runtime, tiny_net
 from test_known_faults import few_images
 
 import dataset
+import models
 import sources
 import stages
 from attack import backdoor
 from attack.backdoor import PlantConfig, TriggerConfig
 from dataset import Data, DataConfig
+from models import ModelConfig
 from trainer import Sgd, TrainConfig, cross_entropy
 from unlearn import METHODS
 from utils import BadInput, Saved, find_runs, read_record
@@ -257,6 +259,32 @@ def test_pruned_weights_stay_zero_through_the_cleanse(planted: Path) -> None:
         assert not after[~part].any() and (before[part] != after[part]).any(), name
 
 
+def test_salun_cleanses_under_a_mask_of_the_stamped_images(planted: Path, tmp_path: Path) -> None:
+    """Of the weights that the pruned model has left, those of the largest gradient of the stamped images' loss move alone."""
+    trojan = trojan_of(planted / "omp")
+    cleanse(tmp_path, "RL", "--mask", trojan.folder, "--density", 0.3, "--unlearn_epochs", 1)
+    run = shell.only(tmp_path, "backdoor")
+    before, after = (torch.load(found.folder / "model.pt", weights_only=True) for found in (trojan, run))
+    rt = quiet_runtime()
+    data = dataset.load(DataConfig(**trojan.record["settings"]["data"]), rt)
+    plant = PlantConfig(**trojan.record["settings"]["plant"] | {"class_to_replace": 0})
+    case = backdoor.poison(data, plant, trojan.setting("split_seed"))
+    model, mask = models.load(trojan.folder / "model.pt", ModelConfig(arch="resnet20s"), data, rt)
+    slope = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for batch in case.data.loader("forget"):
+        loss = torch.nn.functional.cross_entropy(model.eval()(batch.x), batch.y, reduction="sum")
+        for (name, _), g in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            slope[name] += g
+    open_to = {name: mask.get(name, torch.ones_like(p, dtype=torch.bool)) for name, p in model.named_parameters()}
+    left = torch.cat([slope[name].abs()[part] for name, part in open_to.items()]).sort(descending=True).values
+    limit = left[int(0.3 * len(left)) - 1]
+    for name, part in open_to.items():
+        held = ~part | (slope[name].abs() < limit * 0.999)
+        assert torch.equal(before["state_dict"][name][held], after["state_dict"][name][held]), name
+    moved = sum(int((before["state_dict"][name] != after["state_dict"][name]).sum()) for name in open_to)
+    assert 0.25 * len(left) < moved <= 0.3 * len(left) + 1 and run.record["seconds"]["mask"] > 0
+
+
 def test_a_poisoned_model_that_is_there_is_cleansed_again(planted: Path, tmp_path: Path) -> None:
     """By its run folder, its folder of run folders, its model.pt; all settings come from its record, nothing is trained."""
     trojan = trojan_of(planted / "dense")
@@ -329,6 +357,7 @@ BAD = {
     "rate of one": (["--rate", 1], "--rate"),
     "rewind without OMP": (["--rate", 0, "--rewind_epoch", 1], "--rewind_epoch"),
     "rewind beyond training": (["--epochs", 3, "--rewind_epoch", 3], "--rewind_epoch 3"),
+    "mask without a method for it": (["--unlearn", "RL_og", "--density", 0.5], "RL_og takes no saliency mask"),
     "flag of nothing": (["--mem", "high"], "--mem"),
 }
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import shell
-from test_bygroup import csv_lines, equals, share_tow
-from test_report import change, of_csv, pretend, table_of
+from grouped import csv_lines, equals, share_tow
+from pretended import change, of_csv, pretend, table_of
 
 from evaluation import bygroup, bysparsity, plots, report
 from evaluation.report import FLOOR, AnalysisConfig, Row

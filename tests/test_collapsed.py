@@ -143,7 +143,9 @@ def test_a_broken_model_is_a_finished_run_and_stands_in_every_table(spoil: Calla
             tables[name] = {line["method"]: line for line in csv.DictReader(file)}
         assert {method: line["collapsed"] for method, line in tables[name].items()} == {"retrain": "0", "raw": "1", "FT": "0"}
         if name == "tow":
-            assert f"({float(tables[name]['raw']['ToW']):.3f})" in lines[0] and "(" not in lines[0].replace("(0", "", 1)
+            words = [f"({float(tables[name]['raw']['ToW']):.3f})"]
+            words += [f"({float(tables[name]['raw']['Avg. gap']):.2f})"] if tables[name]["raw"]["Avg. gap"] else []
+            assert [word for word in lines[0].split() if word.startswith("(")] == words
     assert (tables["tow_mia"]["raw"]["MIA"] == "") == (spoil is nan_weight)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert tables["tow"]["raw"]["ToW"] and {"tow.png", "mia.png", "cost.png", "confidence.png"} <= drawn
@@ -197,3 +199,47 @@ def test_a_plan_that_breaks_its_model_is_recorded(library: Path, tmp_path: Path)
                    "--unlearn", "raw", *shell.FORGET, save_dir=tmp_path)
     (run,) = find_runs(tmp_path, ("rum",))
     assert run.record["collapsed"] and run.record["metrics"]["MIA"] is None
+
+
+# ---------------------------------------------------------------------------------------------------- a loss that is no number
+
+
+def test_a_method_that_diverges_is_recorded_as_collapsed(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A sweep goes on over it: exit 0, a record with the reason, read again under another attack too."""
+    original = shell.only(library / "base", "train")
+    for attack in ("threshold", "interval"):
+        shell.forget(original, tmp_path, "FT", *shell.FORGET, "--unlearn_lr", 1e30, "--unlearn_epochs", 2, "--mia", attack)
+        said = capsys.readouterr().out
+        assert "collapsed: the loss became" in said and ("FT broke the model" in said) == (attack == "threshold")
+    record = run_of(tmp_path, "FT").record
+    assert record["collapsed"] and record["metrics"]["collapsed"] == record["diverged"] and record["metrics"]["retain"] < 67
+
+
+def test_steps_after_one_that_diverged_leave_the_model_alone(library: Path, tmp_path: Path) -> None:
+    """Here those of a second request, also where the first one's record was there already."""
+    forget = np.load(run_of(library / "base", "FT").folder / "splits.npz")["forget"]
+    (tmp_path / "requests.json").write_text(json.dumps([forget[:10].tolist(), forget[10:].tolist()]))
+    flags = ["--checkpoint", shell.only(library / "base", "train").folder, "--requests", tmp_path / "requests.json",
+             "--plan", "all:FT(unlearn_epochs=2, unlearn_lr=1e30)"]
+
+    def requests() -> list[Saved]:
+        shell.call("main_rum.py", *flags, save_dir=tmp_path)
+        return sorted(find_runs(tmp_path, ("rum",)), key=lambda run: run.record["request"]["number"])
+
+    first, second = requests()
+    assert first.record["diverged"] == second.record["diverged"] == second.record["metrics"]["collapsed"]
+    before, after = ({name: value.nan_to_num() for name, value in shell.weights(run).items()} for run in (first, second))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    steps = sorted(find_runs(tmp_path, ("step",)), key=lambda run: len(run.record["steps"]))
+    assert ["unlearn" in step.record["seconds"] for step in steps] == [True, False]
+    for gone in (second, steps[1]):
+        shutil.rmtree(gone.folder)
+    assert requests()[1].record["metrics"] == second.record["metrics"]
+
+
+def test_a_retrain_that_diverges_ends_the_command(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It is what all others are measured by."""
+    with pytest.raises(SystemExit) as end:
+        shell.forget(shell.only(library / "base", "train"), tmp_path, "retrain", *shell.FORGET, "--unlearn_lr", 1e30,
+                     "--unlearn_epochs", 2)
+    assert end.value.code == 2 and "the loss became" in capsys.readouterr().err and not find_runs(tmp_path, ("forget",))

@@ -68,6 +68,7 @@ mask is a list | random | {RL} --path {list_file} | no saliency mask
 mask missing | random | {RL} --path {tmp}/with_0.5.pt | with_0.5.pt & does not exist
 mask folder empty | random | {RL} --path {tmp} | 0 of 0 & generate_mask.py
 mask folder of several densities | random | {RL} --path {densities} | with_0.2.pt & with_0.5.pt & name one
+mask mode without decay | forget | --checkpoint {run} --unlearn ssd --path {tmp} --mask_mode published {SOME} | no weight decay
 mask mode without a mask | random | {RL} --mask_mode published | --mask_mode & --path
 RL_og with a mask | random | --checkpoint {run} --unlearn RL_og --path {mask} {SOME} | RL_og & --path & SalUn
 retrain with a mask | forget | --checkpoint {run} --unlearn retrain --path {mask} {SOME} | retrain & --path
@@ -158,7 +159,7 @@ whole data set is validation | train | {THREE} --val_fraction 1 | --val_fraction
 no CUDA | train | {THREE} --device cuda | --device cuda & --device cpu
 # runs that cannot end well
 loss not finite | train | {THREE} --lr 1e30 --epochs 2 | the loss became & epoch & learning rate & 1e+30
-loss not finite in unlearning | forget | --checkpoint {run} --unlearn FT --unlearn_lr 1e30 {SOME} | \
+loss not finite in retraining | forget | --checkpoint {run} --unlearn retrain --unlearn_lr 1e30 {SOME} | \
     the loss became & learning rate
 save_dir is a file | train | {THREE} --save_dir {empty} | cannot write & --save_dir
 save_dir below a file | train | {THREE} --save_dir {empty}/runs | cannot write & --save_dir

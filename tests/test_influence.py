@@ -11,6 +11,8 @@ from test_second_order import ExactNet, rows_of
 from torch.nn import functional as F
 
 from dataset import Data
+from pruner.magnitude import apply_mask
+from pruner.mask import both
 from unlearn import METHODS, Task, persample
 from unlearn.influence import OF_SOLVERS, SOLVERS, fisher_product, published_recursion
 from utils import BadInput, Mask, Runtime
@@ -88,8 +90,13 @@ def test_masked_weights_are_no_part_of_the_matrix(solver: str, budget: int | Non
 
 @pytest.mark.parametrize("mode", ["exact", "published"])
 def test_step_of_a_masked_model(mode: str, mask: Mask, rt: Runtime) -> None:
-    """The whole method against the loop's rows, all of retain as samples: v, the solution and the step on free weights."""
+    """The whole method against the loop's rows, all of retain as samples: v, the solution and the step on free weights.
+
+    A pruned model in the published mode, where other held weights do take part.
+    """
     data, model = make_data(rt), ExactNet()
+    if mode == "published":
+        apply_mask(model, mask)
     before, free = [snapshot(model)[name] for name, _ in model.named_parameters()], of_free(mask)
     forget, retain = (rows_of(model, data.subset(data.index(part)))[:, free] for part in ("forget", "retain"))
     n_f, n_r = len(forget), len(retain)
@@ -102,6 +109,23 @@ def test_step_of_a_masked_model(mode: str, mask: Mask, rt: Runtime) -> None:
     how = dict(damping=0.2) if mode == "exact" else dict(wfisher_mode=mode)
     METHOD.apply(model, data, METHOD.config(alpha=0.5, fisher_samples=n_r, **how), rt, None, mask)
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_published_step_is_cut_to_the_salient_weights(mask: Mask, rt: Runtime) -> None:
+    """The step of the whole model with a saliency mask on what comes out; pruned weights are left out from the start."""
+    pruned = {"conv.weight": mask["conv.weight"]}
+    found = []
+    for held in (pruned, both(pruned, {"fc.weight": mask["fc.weight"]})):
+        model = ExactNet()
+        apply_mask(model, pruned)
+        before = snapshot(model)
+        METHOD.apply(model, make_data(rt), METHOD.config(alpha=0.5, wfisher_mode="published"), rt, None, held)
+        found.append({name: value - before[name] for name, value in snapshot(model).items()})
+    whole, salient = found
+    assert bool(whole["fc.weight"][~mask["fc.weight"]].any())
+    for name, step in salient.items():
+        expected = whole[name] * mask[name] if name == "fc.weight" else whole[name]
+        torch.testing.assert_close(step, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_lissa_is_its_series(problem: tuple) -> None:

@@ -41,9 +41,11 @@ OUTSIDE_THE_DIGEST = {
     "data", "download", "num_classes", "progress", "save_dir", "force", "resume_every", "mia",
     "mia_mode", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "forget_index",
     "mem", "mem_proxy", "group_index", "scores", "plan", "plan_name", "order", "shuffle", "budget", "requests", "subsets",
-    "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature"}
+    "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature", "rewind_pth"}
 # settings that need another beside them, or a value of their own form: what they are changed from, and to
-PAIRS = {"subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
+PAIRS = {name: ({"solver": "lissa"}, {"solver": "lissa", name: 0.5 if name != "solver_steps" else 9})
+         for name in ("solver_steps", "solver_tolerance", "lissa_scale")} | {
+         "subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
          "shard": ({}, {"shard": "1/2"}),
          "influence_above": ({"influence": True}, {"influence": True, "influence_above": 0.5})}
 TWO_DIGITS = 288  # training images of digits 0 and 1, validation included

@@ -1,90 +1,26 @@
-"""From records to tables, CSV and figures: numbers by hand from the stored logits, plotted values from the CSV."""
+"""From records to rows of a table: numbers by hand from the stored logits; runs that do not pair are refused."""
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
-import math
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shell
+from pretended import LEANS, SEEDS, SIZES, change, copied, four_methods, outputs_of, pretend, refused, row_of, table_of
 from scipy import stats
 
-from evaluation import accuracy, plots, report
-from evaluation.accuracy import EvaluationConfig
-from evaluation.report import FLOOR, AnalysisConfig, Row
+from evaluation import plots, report
+from evaluation.report import FLOOR, AnalysisConfig
 from utils import BadInput, find_runs, read_record
 
-SEEDS = (3, 5, 8)
-SIZES = {"retain": 90, "forget": 24, "val": 30, "test": 60}
-# method -> how far its logits lean to the true class on retain, forget, val and test
-LEANS = {"retrain": (3.0, 1.0, 1.2, 1.2), "raw": (3.0, 3.0, 1.1, 1.2), "FT": (2.5, 2.0, 1.0, 1.1),
-         "NG": (2.0, 0.5, 0.7, 0.8)}
 
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shell.library(tmp_path_factory)
-
-
-def pretend(library: Path, root: Path, method: str, seed: int, name: str = "", **changed: Any) -> Path:
-    """A finished run of other outputs: those of a seed, whose original is another one for each seed.
-
-    Args:
-        changed: settings by flag; ``split_key``, ``parent`` (a hash) and ``seconds`` go to their place in the record.
-    """
-    run = shell.only(library, "forget", unlearn=method)
-    folder = root / "forget" / f"{method}-{seed}{name}"
-    shutil.copytree(run.folder, folder)
-    draw = np.random.default_rng([seed, *method.encode(), *name.encode()])
-    arrays = {}
-    for (part, size), lean in zip(SIZES.items(), LEANS[method], strict=True):
-        labels = np.random.default_rng([seed, size]).integers(0, 3, size)
-        logits = draw.normal(size=(size, 3)) * 2 + lean * np.eye(3)[labels]
-        arrays |= {f"{part}_labels": labels, f"{part}_logits": logits.astype(np.float32),
-                   f"{part}_index": np.arange(size)}
-    np.savez(folder / "outputs.npz", **arrays)
-    record = json.loads(json.dumps(run.record))
-    record["settings"]["rt"]["seed"] = seed
-    record["parent"]["sha256"] = changed.pop("parent", f"original of seed {seed}")
-    record["split_key"] = changed.pop("split_key", record["split_key"])
-    record["forget_size"] = SIZES["forget"]
-    record["seconds"] = changed.pop("seconds", {"mask": 0.25, "unlearn": 1.0 + seed, "evaluate": 99.0})
-    record["metrics"] = accuracy.summarise(arrays, (), EvaluationConfig(), seed)
-    record["collapsed"] = False  # some of the toy runs of one epoch are
-    for flag, value in changed.items():
-        next(group for group in record["settings"].values() if flag in group)[flag] = value
-    (folder / "record.json").write_text(json.dumps(record))
-    return folder
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four methods on three seeds; not to be changed."""
-    root = tmp_path_factory.mktemp("bench")
-    for method, seed in itertools.product(LEANS, SEEDS):
-        pretend(library, root, method, seed)
-    return root
-
-
-def table_of(root: Path, **filters: Any) -> list[Row]:
-    return report.rows(report.pairs(AnalysisConfig(save_dir=str(root), **filters)))
-
-
-def row_of(table: Iterable[Row], method: str) -> Row:
-    (row,) = [row for row in table if row.method == method]
-    return row
-
-
-def outputs_of(root: Path, method: str, seed: int) -> dict[str, np.ndarray]:
-    with np.load(root / "forget" / f"{method}-{seed}" / "outputs.npz") as file:
-        return dict(file)
+    return four_methods(library, tmp_path_factory.mktemp("bench"))
 
 
 def hits(root: Path, method: str, seed: int, part: str) -> float:
@@ -110,7 +46,7 @@ def tow(root: Path, method: str, seed: int, other_seed: int | None = None, mia: 
     return product
 
 
-# ---------------------------------------------------------------------------------------------------------------- rows
+# ----------------------------------------------------------------------------------------------------------------- rows
 
 
 @pytest.mark.parametrize("method", LEANS)
@@ -215,22 +151,6 @@ def test_other_attack_changes_only_membership(bench: Path) -> None:
 # --------------------------------------------------------------------------------------------------- what does not pair
 
 
-def copied(bench: Path, tmp_path: Path) -> Path:
-    shutil.copytree(bench, tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-def change(run: Path, **fields: Any) -> None:
-    record = read_record(run).record
-    (run / "record.json").write_text(json.dumps(record | fields))
-
-
-def refused(root: Path, *words: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        table_of(root)
-    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
-
-
 def test_retrain_of_another_seed_is_refused(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     shutil.rmtree(root / "forget" / "retrain-5")
@@ -304,133 +224,6 @@ def test_hyper_parameters_and_forget_sets_make_rows_of_their_own(bench: Path, li
     keys = {row.setting.rpartition(", ")[2] for row in table}
     assert {path.name for path in (root / "analysis").glob("tow-*.png")} == {f"tow-{key}.png" for key in keys}
     assert text.count("| retrain vs retrain") == 2
-
-
-# ------------------------------------------------------------------------------------------------------ CSV and figures
-
-
-def read_csv(path: Path) -> dict[str, dict[str, str]]:
-    with open(path, newline="") as file:
-        return {line["method"]: line for line in csv.DictReader(file)}
-
-
-@pytest.fixture(scope="module")
-def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], dict[str, dict[str, str]]]:
-    """The rows of the bench, and their CSV as it lies on the disk."""
-    out = tmp_path_factory.mktemp("out")
-    report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), "tow", report.TOW_COLUMNS, plots.tow_figures)
-    return table_of(bench), read_csv(out / "tow.csv")
-
-
-def of_csv(line: dict[str, str], name: str) -> tuple[float, float]:
-    """Mean and half width; NaN where the cell is empty."""
-    return float(line[name]), float(line[f"{name}_ci"] or "nan")
-
-
-def test_csv_holds_every_number_in_full(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    assert list(lines) == [row.method for row in table]
-    for row in table:
-        line = lines[row.method]
-        assert line["setting"] == row.setting and line["n"] == "3" and line["seeds"] == "3 5 8"
-        assert line["runs"].split() == [str(pair.run.folder) for pair in row.pairs]
-        for name, (mean, half, _) in row.numbers.items():
-            assert float(line[name]) == mean
-            assert line[f"{name}_ci"] == ("" if half is None else repr(half))
-    assert lines[FLOOR]["forget"] == "" and lines[FLOOR]["ToW_ci"] == ""
-
-
-def assert_segments(container: Any, axis: int, means: list[float], halves: list[float]) -> None:
-    """The error bars of a container lie half a width to both sides of the means."""
-    for segment, mean, half in zip(container.lines[2][0].get_segments(), means, halves, strict=True):
-        drawn = sorted(point[axis] for point in segment if np.isfinite(point).all())
-        assert drawn == ([] if math.isnan(half) else pytest.approx([mean - half, mean + half]))
-
-
-@pytest.mark.parametrize("name", ["ToW", "ToW-MIA"])
-def test_bars_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    axes = plots.bars(table, name, "title").axes[0]
-    labels = [text.get_text() for text in axes.get_yticklabels()]
-    shown = [label.split("  (n=")[0] for label in labels]
-    assert sorted(shown) == ["FT", "NG", "raw"] and all("(n=3)" in label for label in labels)
-    means, halves = zip(*(of_csv(lines[method], name) for method in shown), strict=True)
-    assert [bar.get_width() for bar in axes.patches] == list(means) == sorted(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(means), list(halves))
-    floor = next(line for line in axes.lines if "retrain against retrain" in str(line.get_label()))
-    assert set(floor.get_xdata()) == {float(lines[FLOOR][name])}
-    low, high = axes.get_xlim()
-    assert high == 1 and 0 <= low < min(*(m - h for m, h in zip(means, halves, strict=True)), float(lines[FLOOR][name]))
-    assert [note.get_text() for note in axes.texts] == [f"{mean:.3f}" for mean in means]
-
-
-def test_accuracy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    axes = plots.accuracies(table).axes[0]
-    shown = [text.get_text() for text in axes.get_xticklabels()]
-    assert shown == ["retrain", "raw", "FT", "NG"]
-    bars = {box.get_label(): box for box in axes.containers if hasattr(box, "patches")}
-    assert set(bars) == {"forget", "retain", "test"}
-    for part, box in bars.items():
-        means, halves = zip(*(of_csv(lines[method], part) for method in shown), strict=True)
-        assert [bar.get_height() for bar in box] == list(means)
-        assert [round(bar.get_x() + bar.get_width() / 2) for bar in box] == [0, 1, 2, 3]
-        assert_segments(box.errorbar, 1, list(means), list(halves))
-    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-    assert dashed == [float(lines["retrain"][part]) for part in bars]
-
-
-def test_efficacy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    axes = plots.efficacy(table).axes[0]
-    shown = [text.get_text().split("  (n=")[0] for text in axes.get_yticklabels()]
-    means, halves = zip(*(of_csv(lines[method], "MIA") for method in shown), strict=True)
-    assert [bar.get_width() for bar in axes.patches] == list(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(means), list(halves))
-    target = next(line for line in axes.lines if line.get_label() == "retrain: the target")
-    assert set(target.get_xdata()) == {float(lines["retrain"]["MIA"])}
-
-
-@pytest.mark.parametrize("name", ["ToW", "ToW-MIA"])
-def test_cost_points_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    axes = plots.cost(table, name).axes[0]
-    shown = [note.get_text() for note in axes.texts]
-    assert sorted(shown) == ["FT", "NG", "retrain"]
-    for method, note, point in zip(shown, axes.texts, axes.containers, strict=True):
-        seconds, tows = (of_csv(lines[method], column) for column in ("seconds", name))
-        assert point.lines[0].get_xydata().tolist() == [[seconds[0], tows[0]]]
-        assert tuple(note.xy) == (seconds[0], tows[0])
-        for bars, axis, (mean, half) in zip(point.lines[2], (0, 1), (seconds, tows), strict=True):
-            (ends,) = bars.get_segments()
-            assert sorted(ends[:, axis]) == pytest.approx([mean - half, mean + half])
-
-
-def test_single_seeds_have_no_error_bars(bench: Path) -> None:
-    table = table_of(bench, seed=(3,))
-    axes = plots.bars(table, "ToW", "title").axes[0]
-    assert all("(n=1)" in text.get_text() for text in axes.get_yticklabels())
-    assert_segments(axes.containers[-1].errorbar, 0, [0.0] * 3, [math.nan] * 3)
-    assert not [line for line in axes.lines if "retrain against" in str(line.get_label())]
-
-
-def test_confidence_histograms_are_of_the_stored_logits(bench: Path) -> None:
-    """A panel a method, on its first seed: shares of 20 bins of the true class's softmax."""
-    table = table_of(bench)
-    panels = [panel for panel in plots.histograms(table).axes if panel.get_title()]
-    assert [panel.get_title() for panel in panels] == [f"{m}, seed 3" for m in ("retrain", "raw", "FT", "NG")]
-    for panel, method in zip(panels, ("retrain", "raw", "FT", "NG"), strict=True):
-        drawn = {shape.get_label(): shape.get_xy() for shape in panel.patches}
-        assert set(drawn) == {"test", "forget", "forget, retrain"}
-        for label, (name, part) in {"test": (method, "test"), "forget": (method, "forget"),
-                                    "forget, retrain": ("retrain", "forget")}.items():
-            found = outputs_of(bench, name, 3)
-            logits, labels = found[f"{part}_logits"].astype(float), found[f"{part}_labels"]
-            confidence = [math.exp(z[y]) / sum(math.exp(v) for v in z) for z, y in zip(logits, labels, strict=True)]
-            shares = [sum(b / 20 <= c < (b + 1) / 20 for c in confidence) / len(confidence) for b in range(20)]
-            # the outline goes from edge to edge of every bin at its height
-            heights = drawn[label][1:41:2, 1]
-            assert heights.tolist() == pytest.approx(shares)
 
 
 # ----------------------------------------------------------------------------------------------- data with memorization

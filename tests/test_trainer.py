@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
-from dataset import Data, Loader
-from trainer import ScheduleConfig, Sgd, TrainConfig, cross_entropy, forever, frozen_statistics, l1_norm, predict
+from dataset import Data, Loader, forever
+from trainer import ScheduleConfig, Sgd, TrainConfig, cross_entropy, frozen_statistics, l1_norm, predict
 from unlearn import METHODS
 from utils import BadInput, Run, RunConfig, Runtime
 

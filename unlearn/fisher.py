@@ -82,7 +82,8 @@ def spread(p: Tensor, info: Tensor, alpha: float, head: bool, whole: list[int],
 
     Args:
         info: Fisher information of each weight; its inverse counts up to 1e3 (the head's up to 1e2).
-        alpha: scale of the variance, which all weights of an output share: the mean of theirs.
+        alpha: scale of the variance, which weights that differ by their input alone share: the mean over dimension 1, of a
+            convolution for each place of its kernel.
         free: bool of the parameter's shape, what a mask lets change; the mean is over those alone, NaN where there is none.
         head: the parameter has a row for each class; those of the ``whole`` forgotten classes start again from 0.
     """

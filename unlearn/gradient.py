@@ -6,8 +6,8 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from dataset import Batch
-from trainer import cross_entropy, forever, frozen_statistics, l1_norm
+from dataset import Batch, forever
+from trainer import cross_entropy, frozen_statistics, l1_norm
 from unlearn.registry import ForgetOnlyConfig, SgdConfig, Task, register
 from utils import hp
 

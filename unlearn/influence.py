@@ -25,8 +25,9 @@ class InfluenceConfig(Config):
     alpha: float = hp(1.0, "length of the step, in units of the estimated influence", low=0)
     damping: float = hp(1.0, "added to the Fisher matrix's diagonal", above=0)
     fisher_samples: int = hp(1000, "retain examples in the Fisher matrix, at most; drawn at random", low=1)
-    solver: str = hp("woodbury", "woodbury: exact, by the examples' Gram matrix; cg: conjugate gradients, stores no gradients; "
-                     "lissa: the series of (1 - F / scale)", choices=("woodbury", "cg", "lissa"))
+    solver: str = hp("woodbury", "woodbury: exact, by the examples' Gram matrix, whose gradients are computed again and again "
+                     "where they do not fit into memory (a ResNet-18 on a CPU: take cg); cg: conjugate gradients, stores no "
+                     "gradients; lissa: the series of (1 - F / scale)", choices=("woodbury", "cg", "lissa"))
     solver_steps: int = hp(1000, "steps of cg and lissa at most, each over all --fisher_samples", low=1)
     solver_tolerance: float = hp(1e-4, "share of the right side that cg and lissa may leave over", above=0, below=1)
     lissa_scale: float = hp(100.0, "above half of the damped Fisher matrix's largest eigenvalue, or lissa diverges", above=0)
@@ -54,6 +55,8 @@ def influence(task: Task, cfg: InfluenceConfig) -> None:
     """Take one step that estimates the optimum without the forget set, by the inverse Fisher matrix (IU)."""
     model, retain, forget = task.model, task.in_order("retain"), task.in_order("forget")
     free = persample.free_of(model, task.mask)
+    if cfg.wfisher_mode == "published" and free is not None:  # a saliency mask cuts the finished step, in task.replace
+        free |= persample.flat(p.detach() for p in model.parameters()) != 0  # what is held and 0 is pruned
     of_forget, of_retain = (persample.weighted(model, task.shown(part, "gradients"), free=free) for part in (forget, retain))
     total = forget.size + retain.size
     v = of_forget / total - of_retain * (forget.size / (total * retain.size))

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from dataset import Data, Loader
 from pruner.magnitude import apply_mask
 from pruner.mask import both
-from trainer import ScheduleConfig, Sgd, predict, resumable
-from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp
+from trainer import Diverged, ScheduleConfig, Sgd, predict, resumable
+from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,19 @@ class Method:
 
         Returns:
             The mask of the weights that the method itself pruned, for the checkpoint; None from all that prune nothing.
+
+        Raises:
+            Diverged: retrain did, the reference of all others; or any method without a ``run``. In a run it is the method's
+                outcome, ``diverged`` in the record, and the model stays as broken as it is.
         """
         task = Task(self, model, data, rt, run, mask, mask_mode, purpose or ("retrain" if self.fresh else "unlearn"))
-        self.function(task, cfg)
+        try:
+            self.function(task, cfg)
+        except Diverged as error:
+            if self.fresh or run is None:
+                raise
+            run.result(diverged=str(error))
+            say(f"notice: {self.name} broke the model: {error}")
         return task.pruned
 
 

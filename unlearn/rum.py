@@ -15,10 +15,10 @@ import models
 from dataset import Data
 from groups import Chosen, ForgetConfig, given
 from models import ModelConfig
-from pruner.mask import both, largest
+from pruner.mask import both
 from trainer import predict
-from unlearn.plan import Plan, Step, grouped, purpose_of, read_requests, retained
-from unlearn.saliency import saliency
+from unlearn.plan import Plan, grouped, purpose_of, read_requests, retained
+from unlearn.saliency import own_mask
 from utils import BadInput, Config, Mask, Run, RunConfig, Runtime, say
 
 
@@ -68,7 +68,8 @@ class Chain:
     """The model on its way through the steps of one request after another.
 
     file: of the model as it stands, read when it is needed; facts: what tells this chain from others, the original first;
-    each step's run is found by it. seconds, rows: of the request at work.
+    each step's run is found by it. seconds, rows: of the request at work. diverged: why a step broke the model, which the
+    steps after it then leave as it is.
     """
 
     file: Path
@@ -79,6 +80,7 @@ class Chain:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    diverged: str | None = None
     _held: tuple[nn.Module, Mask | None] | None = None
 
     def model(self, data: Data, rt: Runtime) -> tuple[nn.Module, Mask | None]:
@@ -97,6 +99,7 @@ class Chain:
     def close(self, plan: Plan, request: Request, run: Run) -> None:
         """The request's run is finished: the next one goes on from the model that it left."""
         self._goes_on_from(run)
+        self.diverged = run.values.get("diverged")
         self.told = self.told + self._tell(plan, request)
 
     @staticmethod
@@ -116,6 +119,7 @@ class Chain:
                     self._goes_on_from(run)
                 else:
                     self._take(plan, request, number, rt, run)
+            self.diverged = run.values.get("diverged")
             row = {"run": str(run.folder), **step.facts(), **{k: run.values[k] for k in ("retain_size", "before", "after")}}
             say(f"step {number + 1} of {len(plan.steps)}, {step.group}: {step.method.name}  {_line(row)}")
             self.rows.append(row)
@@ -126,27 +130,25 @@ class Chain:
         step, data = plan.steps[number], at_step(plan, request, number)
         model, pruned = self.model(data, rt)
         before = accuracies(model, data, request.parts, rt)
-        mask = self._mask(model, pruned, step, data, rt, run)
-        with run.timed(rt, "unlearn"):
-            purpose = purpose_of(request.number, number)
-            try:
-                made = step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
-            except BadInput as error:
-                raise type(error)(f"step {number + 1}, {step.group}: {step.method.name}: {error}") from None
-        pruned = both(pruned, made)
+        if self.diverged is None:
+            mask = own_mask(model, step.density, data, rt, run, pruned)
+            with run.timed(rt, "unlearn"):
+                purpose = purpose_of(request.number, number)
+                try:
+                    made = step.method.apply(model, data, step.cfg, rt, run, both(pruned, mask), plan.cfg.mask_mode, purpose)
+                except BadInput as error:
+                    raise type(error)(f"step {number + 1}, {step.group}: {step.method.name}: {error}") from None
+            pruned = both(pruned, made)
+        else:
+            run.result(diverged=self.diverged)
         self._held = model, pruned
         models.save(run, model, pruned)
         run.result(before=before, after=accuracies(model, data, request.parts, rt), forget_size=len(data.splits.forget),
                    retain_size=len(data.splits.retain), **rt.facts())
 
-    @staticmethod
-    def _mask(model: nn.Module, pruned: Mask | None, step: Step, data: Data, rt: Runtime, run: Run) -> Mask | None:
-        """The step's own saliency mask: of its group, on the model as it is now."""
-        if step.density is None:
-            return None
-        with run.timed(rt, "mask"):
-            scores = saliency(model, data.loader("forget", batch_size=data.batch_size))
-            return largest(scores, (step.density,), pruned)[step.density]
+    def outcome(self) -> dict[str, Any]:
+        """What the request's record says of its steps."""
+        return {"rows": self.rows} | ({} if self.diverged is None else {"diverged": self.diverged})
 
 
 def at_step(plan: Plan, request: Request, number: int) -> Data:
@@ -163,7 +165,7 @@ def at_step(plan: Plan, request: Request, number: int) -> Data:
 def accuracies(model: nn.Module, data: Data, parts: dict[str, np.ndarray], rt: Runtime) -> dict[str, float]:
     """Accuracy in percent on every group, by one pass over all of them."""
     logits, labels = predict(model, data.subset(np.concatenate(list(parts.values()))), rt)
-    right = (logits.argmax(1) == labels).cpu().split([len(index) for index in parts.values()])
+    right = ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).cpu().split([len(index) for index in parts.values()])
     return {name: 100 * float(torch.mean(part.double())) for name, part in zip(parts, right, strict=True)}
 
 

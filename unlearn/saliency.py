@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 
 from dataset import Data, Loader
 from models import read_safely
-from pruner.mask import as_mask
-from utils import BadInput, Config, Mask, find_runs, hp, read_record, sha256
+from pruner.mask import as_mask, largest
+from utils import BadInput, Config, Mask, Run, Runtime, find_runs, hp, read_record, say, sha256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,22 @@ class SaliencyConfig(Config):
     density: tuple[float, ...] = hp((0.5,), "share of the weights that may change; several from one ranking", above=0, high=1)
     saliency_mode: str = hp("exact", "exact: gradient of the mean loss over the forget set; published: sum of batch "
                             "means, where a short last batch weighs as much as a full one", choices=("exact", "published"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanseMaskConfig(Config):
+    """A saliency mask of the stamped images, under which the poisoned model is cleansed."""
+
+    density: float | None = hp(None, "share of the weights that may change: with RL this is SalUn; without the flag all may",
+                               above=0, high=1)
+
+    def check(self, method: Any, typed: Mapping[str, Any]) -> None:
+        """Refuse a mask that the method does not take."""
+        if self.density is not None and not method.masked:
+            raise BadInput(f"--unlearn {method.name} takes no saliency mask; leave --density away"
+                           + ("" if method.name != "RL_og" else ", or use RL, which is SalUn with --density"))
+        if self.density is None and method.name == "RL":
+            say("notice: RL without --density is RL_og, random labels on all weights")
 
 
 def saliency(model: nn.Module, forget: Loader, mode: str = "exact") -> dict[str, Tensor]:
@@ -39,6 +56,18 @@ def saliency(model: nn.Module, forget: Loader, mode: str = "exact") -> dict[str,
         torch._foreach_add_(list(sums.values()), torch.autograd.grad(loss, list(params.values())))
     scale = forget.size if mode == "exact" else 1
     return {name: (total / scale).abs() for name, total in sums.items()}
+
+
+def own_mask(model: nn.Module, density: float | None, data: Data, rt: Runtime, run: Run, pruned: Mask | None) -> Mask | None:
+    """A saliency mask of the data's forget set on the model as it is, its seconds in the run's; None without a density.
+
+    Args:
+        pruned: of a pruned model; the density is a share of the weights it has left.
+    """
+    if density is None:
+        return None
+    with run.timed(rt, "mask"):
+        return largest(saliency(model, data.loader("forget", batch_size=data.batch_size)), (density,), pruned)[density]
 
 
 def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[Mask, dict[str, Any], float]:
