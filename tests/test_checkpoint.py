@@ -25,9 +25,7 @@ DIGITS = SimpleNamespace(num_classes=3, source=SOURCES["digits"])
 PUBLISHED = ["--dataset", "digits", "--classes", "0-2", "--arch", "resnet20s", "--batch_size", "64", "--seed", "1"]
 
 
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+nowhere = pytest.fixture(autouse=True)(shell.nowhere)
 
 
 def random_model(seed: int, arch: str = "resnet20s", imagenet: bool = False) -> nn.Module:

@@ -1,69 +1,31 @@
-"""OMP, IMP, random pruning and SynFlow from the command line: rounds, rewinding, resuming, and the stages that follow."""
+"""OMP, IMP, random pruning and SynFlow from the command line: rounds, rewinding, resuming."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-import shlex
 import shutil
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import shell
 import torch
+from sparse import IMP, NET, SHORT, STEPS, TOTAL, assert_sparse, bits, content, rounds, starts, trained
 from test_prune import by_full_sort, counted, same
 
-import arg_parser
 import prune
 import trainer
-from utils import Saved, find_runs, read_record
+from utils import Saved, find_runs
 
-NET = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64", "--seed", "1"]
-SHORT = [*NET, "--epochs", "3"]
-IMP = [*SHORT, "--rewind_epoch", "1", "--rate", "0.2", "--pruning_times", "3"]
-TOTAL = 74_160  # weights in the convolutions of resnet8s
-STEPS = 7  # of an epoch: 388 training images of three digits
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+nowhere = pytest.fixture(autouse=True)(shell.nowhere)
 
 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A save_dir with three trainings of IMP, made once and not to be changed."""
-    root = tmp_path_factory.mktemp("sparse")
-    shell.call("main_imp.py", *IMP, save_dir=root)
-    return root
-
-
-def content(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "model.pt", weights_only=True)
-
-
-def rounds(root: Path) -> list[Saved]:
-    """In the order of their trainings; with several plans, of equal ones in the order of their sparsity."""
-    return sorted(find_runs(root, ("round",)), key=lambda run: run.record["label"])
-
-
-def bits(weight: torch.Tensor) -> torch.Tensor:
-    return weight.contiguous().view(torch.int32) if weight.is_floating_point() else weight
-
-
-def assert_sparse(folder: Path, count: int) -> dict[str, torch.Tensor]:
-    """The mask of a run's model: so many weights, of convolutions alone, +0 where pruned; returned."""
-    found = content(folder)
-    mask, state = found["mask"], found["state_dict"]
-    assert list(mask) == [name for name, value in state.items() if value.dim() == 4]
-    assert counted(mask) == count and all(part.dtype == torch.bool for part in mask.values())
-    assert all(not bits(state[name])[~part].any() and (state[name][part] != 0).all() for name, part in mask.items())
-    return mask
+    return trained(tmp_path_factory)
 
 
 # ------------------------------------------------------------------------------------------------------------ the rounds
@@ -135,20 +97,6 @@ def test_more_rounds_reuse_the_finished_ones(sparse: Path, tmp_path: Path) -> No
 
 
 # ------------------------------------------------------------------------------------------------------------ rewinding
-
-
-def starts(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What each training begins with, as the rounds go on: weights, mask, epoch of the schedule and epochs."""
-    seen, real = [], prune.fit
-
-    def fit(model: Any, loader: Any, cfg: Any, rt: Any, run: Any, mask: Any = None, first: int = 0, epochs: Any = None,
-            snapshot: int = 0) -> None:
-        state = {name: value.clone() for name, value in model.state_dict().items()}
-        seen.append({"state": state, "mask": mask, "first": first, "epochs": epochs, "index": loader.index})
-        real(model, loader, cfg, rt, run, mask, first, epochs, snapshot)
-
-    patch.setattr(prune, "fit", fit)
-    return seen
 
 
 def target(kind: str, root: Path, seen: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -292,256 +240,3 @@ def test_resumed_synflow_keeps_the_mask_that_it_began_with(tmp_path: Path, monke
     monkeypatch.setattr(prune.SynFlowConfig, "mask", None)
     shell.call("main_synflow.py", *words, save_dir=tmp_path)
     assert same(assert_sparse(shell.only(tmp_path, "synflow").folder, round(0.1 * TOTAL)), begun)
-
-
-# ------------------------------------------------------------------------------------------- the stages that follow
-
-
-def test_pruned_run_is_the_original_of_later_stages(sparse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Found under its save_dir, by its sparsity among others, and each round by its folder; masks travel."""
-    final = shell.only(sparse, "imp")
-    mask = content(final.folder)["mask"]
-    folder = Saved(sparse, {})
-    shell.forget(folder, tmp_path, "FT", *shell.FORGET)
-    assert f"original: {final.folder}" in capsys.readouterr().out
-    assert same(assert_sparse(shell.only(tmp_path, "forget").folder, round(0.64 * TOTAL)), mask)
-    shell.forget(folder, tmp_path / "named", "FT", *shell.FORGET, "--sparsity", "0.36")
-    with pytest.raises(SystemExit):
-        shell.forget(folder, tmp_path / "none", "FT", *shell.FORGET, "--sparsity", "0.5")
-    assert "main_imp.py --sparsity 0.5" in capsys.readouterr().err
-    dense, one, _ = rounds(sparse)
-    for number, run in enumerate((dense, one)):
-        shell.forget(run, tmp_path / f"round{number}", "FT", *shell.FORGET)
-        found = content(shell.only(tmp_path / f"round{number}", "forget").folder)
-        assert ("mask" in found) == bool(number)
-    assert shell.only(tmp_path / "round0", "forget").record["parent"]["training"] == dense.record["settings"]["cfg"]
-    facts = shell.only(tmp_path, "forget").record["parent"]["training"]
-    assert facts == final.record["settings"]["cfg"] | {"pruning": final.record["pruning"]}
-
-
-def test_masks_travel_through_salun_and_plans(sparse: Path, tmp_path: Path) -> None:
-    count = round(0.64 * TOTAL)
-    shell.call("generate_mask.py", "--checkpoint", sparse, *shell.FORGET, save_dir=tmp_path)
-    made = torch.load(shell.only(tmp_path, "mask").folder / "with_0.5.pt", weights_only=True)
-    mask = content(shell.only(sparse, "imp").folder)["mask"]
-    assert not any((made[name] & ~part).any() for name, part in mask.items())
-    shell.call("main_random.py", "--checkpoint", sparse, "--unlearn", "RL", "--unlearn_epochs", 1, *shell.FORGET, "--path",
-               tmp_path, save_dir=tmp_path)
-    assert same(assert_sparse(shell.only(tmp_path, "forget").folder, count), mask)
-    shell.call("main_rum.py", "--checkpoint", sparse, "--plan_name", "vanilla", "--unlearn", "RL", "--unlearn_epochs", 1,
-               *shell.FORGET, save_dir=tmp_path)
-    assert same(assert_sparse(shell.only(tmp_path, "rum").folder, count), mask)
-
-
-def test_retrain_keeps_the_sparse_structure(sparse: Path, tmp_path: Path) -> None:
-    shell.forget(Saved(sparse, {}), tmp_path, "retrain", *shell.FORGET)
-    run = shell.only(tmp_path, "forget")
-    final = content(shell.only(sparse, "imp").folder)
-    found = content(run.folder)
-    assert same(found["mask"], final["mask"])
-    assert all(not found["state_dict"][name][~part].any() for name, part in final["mask"].items())
-    assert run.setting("unlearn_lr") == 0.1 and run.setting("schedule") == "step"
-
-
-def test_retrain_can_find_its_own_mask_on_the_retain_set(sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many trainings, prunes and weights as the original; no example of the forget set in any of them."""
-    seen = starts(monkeypatch)
-    shell.forget(Saved(sparse, {}), tmp_path, "retrain", *shell.FORGET, "--own_pruning", "--unlearn_epochs", "3")
-    run = shell.only(tmp_path, "forget")
-    mask = assert_sparse(run.folder, round(0.64 * TOTAL))
-    assert not same(mask, content(shell.only(sparse, "imp").folder)["mask"])
-    with np.load(run.folder / "splits.npz") as splits:
-        assert len(seen) == 3 and all(np.array_equal(one["index"].numpy(), splits["retain"]) for one in seen)
-    assert [one["first"] for one in seen] == [0, 1, 1]
-    parts = [read_record(Path(row["run"])).record for row in run.record["rounds"]]
-    spent = sum(part["seconds"]["train"] + part["seconds"].get("prune", 0) for part in parts)
-    assert run.record["seconds"]["unlearn"] == pytest.approx(spent)
-    # its dense round is the retrained dense model
-    dense = rounds(sparse)[0]
-    shell.forget(dense, tmp_path / "dense", "retrain", *shell.FORGET, "--unlearn_epochs", "3")
-    ours = shell.weights(Saved(Path(run.record["rounds"][0]["run"]), {}))
-    assert all(torch.equal(v, ours[k]) for k, v in shell.weights(shell.only(tmp_path / "dense", "forget")).items())
-
-
-def test_published_form_of_a_pruned_model_unlearns_as_ours(sparse: Path, tmp_path: Path) -> None:
-    """weight_orig and weight_mask, with weights of the pruned places left in: the same model, the same run."""
-    final = content(shell.only(sparse, "imp").folder)
-    state = dict(final["state_dict"])
-    for name, part in final["mask"].items():
-        state[f"{name}_orig"], state[f"{name}_mask"] = torch.where(part, state.pop(name), torch.tensor(0.3)), part.float()
-    path = tmp_path / "1model_SA_best.pth.tar"
-    torch.save({"state": 1, "state_dict": state, "init_weight": None}, path)
-    words = ["--unlearn_lr", "0.02", *shell.FORGET]
-    shell.forget(Saved(path, {}), tmp_path / "a", "FT", *NET, "--protocol", "sparse", *words)
-    shell.forget(Saved(sparse, {}), tmp_path / "b", "FT", *words)
-    ours, theirs = (content(shell.only(tmp_path / place, "forget").folder) for place in "ba")
-    assert same(ours["mask"], theirs["mask"])
-    assert all(torch.equal(value, theirs["state_dict"][name]) for name, value in ours["state_dict"].items())
-
-
-def test_published_form_with_a_layer_left_whole_goes_through_later_stages(sparse: Path, tmp_path: Path) -> None:
-    """It has no pair for that layer; what is unlearned from it is a model of ours, to be unlearned further."""
-    final = content(shell.only(sparse, "imp").folder)
-    state = dict(final["state_dict"])
-    for name, part in list(final["mask"].items())[1:]:
-        state[f"{name}_orig"], state[f"{name}_mask"] = state.pop(name), part.float()
-    torch.save({"state_dict": state}, tmp_path / "part.pth.tar")
-    shell.forget(Saved(tmp_path / "part.pth.tar", {}), tmp_path / "a", "FT", *NET, *shell.FORGET)
-    shell.forget(shell.only(tmp_path / "a", "forget"), tmp_path / "b", "GA", *shell.FORGET)
-    mask = content(shell.only(tmp_path / "b", "forget").folder)["mask"]
-    assert mask.pop("conv1.weight").all() and all(torch.equal(part, final["mask"][name]) for name, part in mask.items())
-
-
-def test_the_published_lines_parse_with_their_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    omp = ("--data ./data --dataset cifar10 --arch resnet18 --prune_type rewind_lt --rewind_epoch 8 --save_dir D --rate 0.95 "
-           "--pruning_times 2 --num_workers 8")
-    args = arg_parser.parse("imp", shlex.split(omp))
-    assert (args.cfg.epochs, args.cfg.schedule, args.cfg.decreasing_lr, args.cfg.lr) == (182, "step", (91, 136), 0.1)
-    assert (args.protocol.protocol, args.data.aug, args.prune.rate) == ("sparse", True, 0.95)
-    args = arg_parser.parse("synflow", shlex.split("--data ./data --dataset cifar10 --prune_type rewind_lt --rewind_epoch 8 "
-                                                   "--save_dir D --rate 0.95 --pruning_times 1 --num_workers 8"))
-    assert (args.cfg.epochs, args.data.aug, args.prune.synflow_rounds, args.prune.rate) == (182, True, 100, 0.95)
-    said = capsys.readouterr().out
-    assert all(f"notice: --{name} has no effect" in said for name in ("prune_type", "rewind_epoch", "pruning_times"))
-    assert arg_parser.parse("train", ["--dataset", "digits"]).protocol.protocol == "rum"
-
-
-def test_synflow_trains_what_it_pruned(tmp_path: Path) -> None:
-    shell.call("main_synflow.py", *NET, "--epochs", 1, "--sparsity", "0.9", "--synflow_rounds", 10, save_dir=tmp_path)
-    run = shell.only(tmp_path, "synflow", sparsity=0.9)
-    mask = assert_sparse(run.folder, round(0.1 * TOTAL))
-    assert run.record["layers"] == {name: [int(part.sum()), part.numel()] for name, part in mask.items()}
-    assert run.record["seconds"].keys() == {"prune", "train", "evaluate"} and (run.folder / "sparsity.png").exists()
-    shell.forget(Saved(tmp_path, {}), tmp_path, "FT", *shell.FORGET)
-    assert same(assert_sparse(shell.only(tmp_path, "forget").folder, round(0.1 * TOTAL)), mask)
-
-
-# ------------------------------------------------------------------------------------------------------------ bad input
-
-# what is wrong | stage | its command line | what the message must say
-TABLE = """
-rate above 1 | imp | {NET} --rewind_epoch 1 --rate 1.5 | --rate must lie in (0, 1); got 1.5
-rate that is no number | imp | {NET} --rewind_epoch 1 --rate nan | --rate must lie in (0, 1); got nan
-rate 0 | imp | {NET} --rewind_epoch 1 --rate 0 | --rate must lie in (0, 1); got 0
-rate 1 of SynFlow | synflow | {NET} --rate 1 | --rate must lie in (0, 1); got 1
-sparsity 1 | imp | {NET} --rewind_epoch 1 --sparsity 1 | --sparsity must lie in [0, 1); got 1
-rate and sparsity | imp | {NET} --rewind_epoch 1 --rate 0.5 --sparsity 0.5 | --rate and --sparsity
-rate and sparsity of SynFlow | synflow | {NET} --rate 0.5 --sparsity 0.5 | --rate and --sparsity
-no rewind epoch | imp | {NET} | rewind_lt needs --rewind_epoch & --prune_type lt
-rewind epoch of another type | imp | {NET} --prune_type lt --rewind_epoch 1 | --prune_type lt & rewind_lt
-rewind epoch too late | imp | {NET} --rewind_epoch 3 | --rewind_epoch 3 & 3 epochs
-one training | imp | {NET} --rewind_epoch 1 --rate 0.5 --pruning_times 1 | --pruning_times 1 & OMP is 2
-published schedule of a cosine | imp | {NET} --rewind_epoch 1 --schedule cosine --rewind_schedule published | --schedule cosine
-sparsity that leaves nothing | imp | {NET} --rewind_epoch 1 --sparsity 0.9999999 | leaves 0 of 74160 weights & --sparsity
-sparsity in too many rounds | imp | {NET} --rewind_epoch 1 --sparsity 0.001 --pruning_times 900 | \
-prunes all or nothing & fewer rounds
-more rounds than anybody has | imp | {NET} --rewind_epoch 1 --sparsity 0.5 --pruning_times 1000000000 | \
---pruning_times must lie in [1, 1000]
-rate that takes nothing | imp | {NET} --rewind_epoch 1 --rate 1e-9 | prunes all or nothing
-layer wholly pruned | imp | {NET} --rewind_epoch 1 --rate 0.999 --prune_scope layerwise_conv | leaves 0 of 432 & conv1.weight
-SynFlow that leaves nothing | synflow | {NET} --sparsity 0.9999999 | leaves 0 of the 74160 convolution weights
-SynFlow that prunes nothing | synflow | {NET} --sparsity 0 | leaves 74160 of the 74160 & --sparsity
-rewind file missing | imp | {NET} --rewind_pth no/where.pt | no/where.pt & no such file
-rewind file of another model | imp | {NET} --rewind_pth {other} | resnet20s & --arch
-rewind file that is no model | imp | {NET} --rewind_pth {junk} | junk.pt
-rewind file that is pruned | imp | {NET} --rewind_pth {pruned} | is pruned itself
-rewind file of another split | imp | {NET} --split_seed 7 --rewind_pth {rewind} | rewind.pt & other data & --split_seed
-model of another split to rewind to | imp | {NET} --split_seed 7 --rewind_pth {dense}/model.pt | other data & --split_seed
-own pruning of another method | forget | --checkpoint {imp} {SOME} --unlearn FT --own_pruning | --own_pruning & retrain
-own pruning of a dense model | forget | --checkpoint {dense} {SOME} --unlearn retrain --own_pruning | tells of no mask
-own pruning in fewer epochs | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 1 --own_pruning | \
---rewind_epoch 1 lies beyond the 1 epochs
-own pruning without an epoch | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 0 --own_pruning | \
---own_pruning & --unlearn_epochs
-several pruned originals | forget | --checkpoint {two} {SOME} --unlearn FT | several originals & --checkpoint
-"""
-CASES = {name: [part.strip() for part in parts] for name, *parts in (line.split(" | ") for line in TABLE.splitlines() if line)}
-
-
-@pytest.fixture
-def room(sparse: Path, tmp_path: Path) -> dict[str, str]:
-    made = tmp_path / "made"
-    shutil.copytree(shell.only(sparse, "imp").folder, made / "imp" / "a")
-    shutil.copytree(made / "imp" / "a", made / "imp" / "b")
-    (made / "junk.pt").write_bytes(b"nothing")
-    other = {"schema": 1, "arch": "resnet20s", "num_classes": 3, "imagenet": False, "state_dict": {}}
-    torch.save(other, made / "other.pt")
-    shutil.copy(rounds(sparse)[0].folder / "rewind.pt", made)  # away from its record
-    return {"NET": " ".join(SHORT), "SOME": " ".join(shell.FORGET), "other": str(made / "other.pt"),
-            "junk": str(made / "junk.pt"), "imp": str(made / "imp" / "a"), "dense": str(rounds(sparse)[0].folder),
-            "two": str(made), "pruned": str(made / "imp" / "a" / "model.pt"), "rewind": str(made / "rewind.pt")}
-
-
-def refused(stage: str, words: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error of a command that ends with 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        shell.call(stage, *words, save_dir=root)
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and "error: " in said
-    return said
-
-
-@pytest.mark.parametrize("wrong", CASES)
-def test_bad_input_ends_in_one_line_before_training(
-    wrong: str, room: dict[str, str], tmp_path: Path, sparse: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stage, line, words = CASES[wrong]
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
-    before = shell.listing(tmp_path, sparse)
-    program = {"imp": "main_imp.py", "synflow": "main_synflow.py", "forget": "main_forget.py"}[stage]
-    said = refused(program, line.format_map(room).split(), tmp_path / "new" / "runs", capsys)
-    assert not [word for word in words.split(" & ") if word not in said], said
-    assert shell.listing(tmp_path, sparse) == before
-
-
-def lacking(content: dict[str, Any]) -> None:
-    del content["mask"]["layer1.0.conv1.weight"]
-
-
-def additional(content: dict[str, Any]) -> None:
-    content["mask"]["layer9.weight"] = torch.ones(3, dtype=torch.bool)
-
-
-def reshaped(content: dict[str, Any]) -> None:
-    content["mask"]["conv1.weight"] = content["mask"]["conv1.weight"][1:]
-
-
-def of_floats(content: dict[str, Any]) -> None:
-    content["mask"]["conv1.weight"] = content["mask"]["conv1.weight"].float()
-
-
-def with_weights_that_are_there(content: dict[str, Any]) -> None:
-    content["state_dict"]["conv1.weight"][~content["mask"]["conv1.weight"]] = 0.5
-
-
-def no_names(content: dict[str, Any]) -> None:
-    content["mask"] = [0, 1]
-
-
-@pytest.mark.parametrize("spoil", [lacking, additional, reshaped, of_floats, with_weights_that_are_there, no_names])
-def test_a_mask_that_is_not_of_its_weights_is_refused(spoil: Callable[[dict[str, Any]], None], sparse: Path, tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(shutil.copytree(shell.only(sparse, "imp").folder, tmp_path / "imp"))
-    content = torch.load(folder / "model.pt", weights_only=True)
-    spoil(content)
-    torch.save(content, folder / "model.pt")
-    said = refused("main_forget.py", ["--checkpoint", folder, "--unlearn", "FT", *shell.FORGET], tmp_path / "runs", capsys)
-    assert "pruning mask that is not of its own weights" in said and not (tmp_path / "runs").exists()
-
-
-def test_a_layer_that_pruning_empties_is_named_and_the_dense_round_kept(tmp_path: Path,
-                                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    """Which one is known only after training; the next command goes on from there."""
-    words = [*NET, "--epochs", 2, "--rewind_epoch", 1]
-    said = refused("main_imp.py", [*words, "--sparsity", "0.9999"], tmp_path, capsys)
-    (dense,) = rounds(tmp_path)
-    assert "leaves no weight in" in said and ".weight" in said and "layerwise_conv" in said and str(dense.folder) in said
-    assert {path.name for path in tmp_path.iterdir()} == {"round"}
-    with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
-        shell.call("main_imp.py", *words, "--sparsity", "0.9", save_dir=tmp_path)
-    assert len(taken) == STEPS and len(rounds(tmp_path)) == 2
-
-
