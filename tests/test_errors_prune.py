@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import shell
 import torch
-from sparse import NET, SHORT, STEPS, rounds, trained
+from pruned import NET, SHORT, STEPS, rounds, trained
 
 import trainer
 

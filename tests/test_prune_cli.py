@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import shell
 import torch
-from sparse import IMP, NET, SHORT, STEPS, TOTAL, assert_sparse, bits, content, rounds, starts, trained
+from pruned import IMP, NET, SHORT, STEPS, TOTAL, assert_sparse, bits, content, rounds, starts, trained
 from test_prune import by_full_sort, counted, same
 
 import prune

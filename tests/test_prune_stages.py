@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shell
 import torch
-from sparse import NET, TOTAL, assert_sparse, content, rounds, starts, trained
+from pruned import NET, TOTAL, assert_sparse, content, rounds, starts, trained
 from test_prune import same
 
 import arg_parser

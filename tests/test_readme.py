@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
-TOY = {"dataset": "digits", "arch": "resnet20s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "60",
+TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "60",
        "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1"}
 
 
