@@ -1,14 +1,17 @@
-"""The digits as they come and as a stage loads them, for the tests of splits and batches."""
+"""Data sets as their readers and as the stages load them, for the tests of sources, splits and batches."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 import dataset
 import sources
 from dataset import Data, DataConfig, ForgetConfig
-from utils import Runtime
+from utils import BadInput, Runtime
 
 
 def digits() -> sources.Arrays:
@@ -19,3 +22,17 @@ def digits() -> sources.Arrays:
 def load(rt: Runtime, forget: dict[str, Any] | None = None, data_key: str | None = None, **config: Any) -> Data:
     cfg = DataConfig(**{"dataset": "digits", "data": "nowhere"} | config)
     return dataset.load(cfg, rt, None if forget is None else ForgetConfig(**forget), data_key)
+
+
+def rng() -> np.random.Generator:
+    """Fresh numbers in every run: made a fixture in the files that need them."""
+    return np.random.default_rng()
+
+
+def refused(name: str, root: Path, *words: str, download: bool = False) -> None:
+    """Loading the data set ends in one line that has all the words."""
+    with pytest.raises(BadInput) as caught:
+        sources.load(name, root, download=download)
+    assert "\n" not in str(caught.value)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, str(caught.value)

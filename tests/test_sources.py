@@ -9,11 +9,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import loaded
 import numpy as np
 import pytest
+from loaded import refused
 
 import sources
-from utils import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
 # CIFAR-100's coarse label of each fine label, as everyone writes it down: independent of the names in sources
@@ -25,9 +26,7 @@ FINE_TO_COARSE = [
 ]
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
+rng = pytest.fixture(loaded.rng)
 
 
 def small(rng: np.random.Generator, name: str, train: int = 12, test: int = 5) -> dict[str, np.ndarray]:
@@ -36,14 +35,6 @@ def small(rng: np.random.Generator, name: str, train: int = 12, test: int = 5) -
     shape = (source.size, source.size, 3)
     x, y = rng.integers(0, 256, (train + test, *shape), np.uint8), rng.integers(0, source.num_classes, train + test)
     return {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
-
-
-def refused(name: str, root: Path, *words: str, download: bool = False) -> None:
-    with pytest.raises(BadInput) as caught:
-        sources.load(name, root, download=download)
-    assert "\n" not in str(caught.value)
-    missing = [word for word in words if word not in str(caught.value)]
-    assert not missing, str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------------- prepared files

@@ -8,26 +8,17 @@ import shutil
 import struct
 from pathlib import Path
 
+import loaded
 import numpy as np
 import pytest
+from loaded import refused
 from PIL import Image
 
 import sources
 from sources.pickled import load_plain
 from utils import BadInput
 
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
-def refused(name: str, root: Path, *words: str, download: bool = False) -> None:
-    with pytest.raises(BadInput) as caught:
-        sources.load(name, root, download=download)
-    assert "\n" not in str(caught.value)
-    missing = [word for word in words if word not in str(caught.value)]
-    assert not missing, str(caught.value)
+rng = pytest.fixture(loaded.rng)
 
 
 def rows_of(x: np.ndarray) -> np.ndarray:

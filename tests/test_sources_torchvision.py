@@ -11,8 +11,10 @@ import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
+import loaded
 import numpy as np
 import pytest
+from loaded import refused
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
@@ -24,17 +26,7 @@ from utils import BadInput
 COARSE = {4: 0, 30: 0, 1: 1, 54: 2, 9: 3, 51: 4, 83: 4, 40: 5, 2: 14, 69: 19, 12: 9, 71: 10, 99: 13, 98: 14}
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
-def refused(name: str, root: Path, *words: str, download: bool = False) -> None:
-    with pytest.raises(BadInput) as caught:
-        sources.load(name, root, download=download)
-    assert "\n" not in str(caught.value)
-    missing = [word for word in words if word not in str(caught.value)]
-    assert not missing, str(caught.value)
+rng = pytest.fixture(loaded.rng)
 
 
 def images(rng: np.random.Generator, train: int, test: int, labels: Sequence[int]) -> dict[str, np.ndarray]:
