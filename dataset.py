@@ -350,7 +350,7 @@ def parse_classes(text: str, total: int) -> list[int]:
     """``0-4,7`` -> [0, 1, 2, 3, 4, 7]; ascending, at least two, all below ``total``."""
     spans = [[int(end) for end in part.split("-")] for part in ClassList(text).split(",")]
     keep = [c for span in spans for c in range(span[0], min(span[-1], total) + 1)]
-    if len(keep) < 2 or keep[-1] >= total:
+    if len(keep) < 2 or spans[-1][-1] >= total:
         raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {text!r}")
     return keep
 

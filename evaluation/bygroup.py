@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIX = "mix"
+SCORE = ("by", "file")  # what a column of ``rum`` says itself
 UNSCORED = "no scores"  # the column of plans that need none, where no other plan names a score
 
 
@@ -66,8 +67,8 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
                 # the same group by two files of scores
                 shown.append(column if len(columns[column]) == 1 else f"{column} {place.key}")
                 parts.append((shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)]))
-        if len(shown) > 1:
-            cells = fill(parts, name)
+        cells = fill(parts, name)
+        if len(shown) > 1 and cells:  # models whose outputs are not finite have no ToW-MIA
             pivots.append(_pivot(f"{network}, forget {size} images by {score}, {origin}", shown, cells, name))
     return pivots
 
@@ -86,43 +87,56 @@ def _order(column: str) -> tuple[int, int]:
 Cells = dict[str, dict[str, Row]]  # method, with what tells it from others in the column -> column -> row
 
 
-def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str) -> Cells:
+def _settings(row: Row, aside: tuple[str, ...]) -> str:
+    """The row's variant without what the columns say."""
+    method, cfg, density, rest = json.loads(row.variant)
+    return json.dumps([method, cfg, density, {key: value for key, value in rest.items() if key not in aside}])
+
+
+def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str, ...] = ()) -> Cells:
     """The rows that have the measure, in their columns.
 
     A method that is in each column once is one line, though its settings may differ from column to column, as where they
     were tuned; one that a column has several times is told apart by its settings in all of them.
+
+    Args:
+        aside: what the columns say themselves, and is no setting, unless a column has several of it (two files of scores).
     """
     there = [(column, row) for column, rows in parts for row in rows if name in row.numbers]
-    known = [(column, row.variant) for column, row in there if row.method != FLOOR]
-    names = collections.Counter((column, json.loads(variant)[0]) for column, variant in known)
+    known = [(column, row) for column, row in there if row.method != FLOOR]
+    if len({(column, _settings(row, aside)) for column, row in known}) < len(known):
+        aside = ()
+    names = collections.Counter((column, row.pairs[0].method) for column, row in known)
     several = {method for (_, method), count in names.items() if count > 1}
-    keys = {(column, variant): ("" if json.loads(variant)[0] in several else column, variant) for column, variant in known}
+    keys = {(column, row.variant): ("" if row.pairs[0].method in several else column, _settings(row, aside))
+            for column, row in known}
     labels, cells = labels_of(dict.fromkeys(keys.values())), {}
     for column, row in there:
         cells.setdefault(FLOOR if row.method == FLOOR else labels[keys[column, row.variant]], {})[column] = row
     return cells
 
 
-def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str) -> Pivot:
-    """One measure of the cells, in their order."""
+def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, aside: tuple[str, ...] = ()) -> Pivot:
+    """One measure of the cells, in their order; aside: see ``fill``."""
     numbers = {label: {column: row.numbers[name] for column, row in there.items() if name in row.numbers}
                for label, there in cells.items()}
     broken = frozenset((label, column) for label, there in cells.items() for column, row in there.items() if row.collapsed)
     numbers = {label: there for label, there in numbers.items() if there}
-    tuned = tuple(label for label in numbers if label != FLOOR and len({row.variant for row in cells[label].values()}) > 1)
+    tuned = tuple(label for label in numbers
+                  if label != FLOOR and len({_settings(row, aside) for row in cells[label].values()}) > 1)
     return Pivot(heading, tuple(columns), numbers, broken, tuned)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
 
 
-def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str) -> Pivot:
+def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str, aside: tuple[str, ...] = ()) -> Pivot:
     """The original first, plans by kind, then methods; the floor last."""
     def place(label: str) -> tuple[bool, bool, int, str]:
         kind = label.split()[0]
         return label == FLOOR, kind != "raw", KINDS.index(kind) if kind in KINDS else len(KINDS), label
 
-    return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name)
+    return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name, aside)
 
 
 def rum(table: list[Row], name: str) -> list[Pivot]:
@@ -151,9 +165,10 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
             there[column if column not in there else f"{column} {place.key}"] = members
     pivots = []
     for (network, _, origin, what), columns in found.items():
-        cells = fill(columns.items(), name)
+        cells = fill(columns.items(), name, SCORE)
         ending = "" if what.endswith(origin) else f", {origin}"
-        pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name))
+        if cells:
+            pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name, SCORE))
     return pivots
 
 

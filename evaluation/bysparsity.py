@@ -61,8 +61,8 @@ def _extra(study: Study, table: list[Row]) -> list[Extra]:
         return []
     first = [sweep.pivot(study.measures[0]) for sweep in found]
     text = "\n".join(line for sweep in found for line in markdown(sweep, study))
-    figures = {name: plots.sparsities({measure: sweep.pivot(measure) for measure in study.drawn})
-               for name, sweep in zip(files_of(study.stem, first), found, strict=True)}
+    drawn = [{name: pivot for name in study.drawn if (pivot := sweep.pivot(name)).cells} for sweep in found]
+    figures = {name: plots.sparsities(part) for name, part in zip(files_of(study.stem, first), drawn, strict=True) if part}
     return [Extra(study.stem, text, csv_of(found, study), figures)]
 
 

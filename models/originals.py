@@ -42,7 +42,7 @@ def record_inside(path: Path) -> dict[str, Any]:
         found = json.loads(content["record"]) if isinstance(content, dict) else {}
     except (KeyError, TypeError, ValueError):  # somebody else's file
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and "settings" in found else {}
 
 
 def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:

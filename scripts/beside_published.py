@@ -22,7 +22,7 @@ from utils import write_atomic
 
 PUBLISHED = ROOT / "benchmarks" / "published" / "model_sparsity.csv"
 MEASURES = ("UA", "RA", "TA", "MIA")
-NETWORK, LIMIT = "cifar10 resnet18", 2.0
+NETWORK, PRUNING, LIMIT = "cifar10 resnet18", "pruned by OMP ", 2.0
 SPREAD = 0.01  # of a cell that is printed without one, or with 0: its last digit
 SETS = {"forget class 0 (4500 images)": "class", "forget 4500 images": "random"}
 
@@ -62,13 +62,16 @@ def beside(table: list[dict[str, str]]) -> dict[str, dict[str, list[Cell]]]:
     """class or random -> method with sparsity and number of seeds -> cells, for what both tables have; collapsed is said."""
     theirs, found = published(), {}
     for row in table:
-        kind = next((kind for text, kind in SETS.items() if text in row["setting"]), None)
+        words = row["setting"].split(", ")  # network, pruning, forget set, what else tells it from others
+        kind = SETS.get(words[2]) if len(words) == 4 else None
         method = row["method"].split(" (")[0]
         there = theirs.get((kind, method, float(row["sparsity"])))
-        if not row["setting"].startswith(NETWORK) or there is None:
+        if there is None or words[0] != NETWORK or not words[1].startswith(PRUNING):
             continue
         name = f"{row['method']}, {100 * float(row['sparsity']):g} %, n={row['n']}"
         name += f", {row['collapsed']} collapsed" if int(row["collapsed"]) else ""
+        if name in found.get(kind, {}):  # another recipe, or other images
+            name += f", {words[1]}, {words[3]}"
         where = f"{kind}, {name}"
         found.setdefault(kind, {})[name] = [
             Cell(where, key, float(row[key]), float(there[key]), max(SPREAD, float(there[f"{key}_sd"] or 0)))
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"cannot read {args.file} as the sparsity.csv of analysis.py: {type(error).__name__}: {error}")
     if not found:
         parser.error(f"{args.file} has no run that the published table has: {NETWORK}, class 0 or 4500 random images, at 0 % "
-                     "or 95 % sparsity")
+                     "or 95 % sparsity by OMP")
     text = report(found)
     print(text)
     if args.out is not None:

@@ -372,6 +372,13 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(case: str, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("inside", ['{"stage": "trojan"}', "[]", "{", 3])
+def test_files_of_others_hold_no_record(inside: object, tmp_path: Path) -> None:
+    """Later stages read the settings of a record that is there."""
+    torch.save({"record": inside}, tmp_path / "model.pt")
+    assert models.record_inside(tmp_path / "model.pt") == {}
+
+
 def test_what_is_no_trojan_or_another_one_is_refused(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trojan = trojan_of(planted / "dense")
     bare, text = tmp_path / "bare.pt", tmp_path / "text"

@@ -53,8 +53,20 @@ def test_what_the_table_does_not_have_is_left_out(tmp_path: Path) -> None:
     file = write(tmp_path / "sparsity.csv", (CLASS, "FT", 0.5, 3, 0, *numbers), (CLASS, "SCRUB", 0.95, 3, 0, *numbers),
                  (CLASS.replace("resnet18", "vgg16_bn"), "FT", 0.95, 3, 0, *numbers),
                  (RANDOM.replace("4500", "450"), "FT", 0.95, 3, 0, *numbers),
+                 (RANDOM.replace("images", "images (high by confidence)"), "FT", 0.95, 3, 0, *numbers),
+                 (RANDOM.replace("images", "images, request 2"), "FT", 0.95, 3, 0, *numbers),
+                 (RANDOM.replace("OMP", "IMP"), "FT", 0.95, 3, 0, *numbers), ("cifar10 resnet18", "FT", 0.95, 3, 0, *numbers),
                  (CLASS.replace("class 0", "class 3"), "FT", 0.95, 3, 0, *numbers))
     assert beside(rows_of(file)) == {}
+
+
+def test_two_sweeps_of_one_recipe_stand_beside_each_other(tmp_path: Path) -> None:
+    """Such as by another rewind epoch; neither takes the other's place."""
+    file = write(tmp_path / "sparsity.csv", (CLASS, "FT", 0.95, 3, 0, 1.0, 2.0, 3.0, 4.0),
+                 (CLASS.replace("lt 8", "lt 4"), "FT", 0.95, 3, 0, 5.0, 6.0, 7.0, 8.0))
+    first, second = beside(rows_of(file))["class"].items()
+    assert [cell.ours for cell in (*first[1], *second[1])] == list(range(1, 9))
+    assert second[0].startswith("FT, 95 %, n=3, pruned by OMP rewind_lt 4 ")
 
 
 def test_wrong_files_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from conftest import make_data, quiet_runtime, tiny_net
 from torch import nn
 
-from evaluation import accuracy, plots, report
+from evaluation import accuracy, bygroup, bysparsity, plots, report
 from evaluation.accuracy import EvaluationConfig
 from evaluation.report import AnalysisConfig
 from unlearn import METHODS
@@ -192,6 +192,23 @@ def test_one_of_two_seeds_that_collapsed_is_told(library: Path, tmp_path: Path) 
     assert [row.told for row in table if row.method != "raw"] == ["retrain", report.FLOOR]
 
 
+def test_tables_of_a_measure_that_no_model_has_are_left_out(library: Path) -> None:
+    """One seed, whose one method's outputs are not finite: no ToW-MIA by group, of plans or by sparsity, and no error."""
+    table = report.rows(report.pairs(AnalysisConfig(save_dir=str(library / "nan_weight"), unlearn=("raw",))))
+    many = [dataclasses.replace(row, setting=f"{level} {row.setting}", pairs=[dataclasses.replace(
+        pair, setting=pair.setting._replace(group=level, score="confidence")) for pair in row.pairs])
+        for level in ("low", "high") for row in table]
+    assert bygroup.mia_tables(AnalysisConfig(), many) == []
+    (pivot,) = bygroup.by_group(many, "ToW")
+    assert pivot.collapsed == {("raw", "low"), ("raw", "high")}
+    sweep = bysparsity._sweep("heading", [(share, [row for row in table]) for share in (0.0, 0.5)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bysparsity, "sweeps", lambda table: [sweep])
+        (extra,) = bysparsity.mia_tables(AnalysisConfig(), table)
+    (figure,) = extra.figures.values()
+    assert len(figure.axes) == 2  # MIA and seconds, of retrain
+
+
 def test_a_plan_that_breaks_its_model_is_recorded(library: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         spoiled(patch, nan_weight)
@@ -235,6 +252,19 @@ def test_steps_after_one_that_diverged_leave_the_model_alone(library: Path, tmp_
     for gone in (second, steps[1]):
         shutil.rmtree(gone.folder)
     assert requests()[1].record["metrics"] == second.record["metrics"]
+
+
+def test_steps_after_one_whose_last_update_broke_the_model_leave_it_alone(library: Path, tmp_path: Path,
+                                                                               capsys: pytest.CaptureFixture) -> None:
+    """GA's one batch has a finite loss; methods that rank weights would refuse what it leaves, which must not end a plan."""
+    forget = np.load(run_of(library / "base", "FT").folder / "splits.npz")["forget"]
+    (tmp_path / "requests.json").write_text(json.dumps([forget[:10].tolist(), forget[10:].tolist()]))
+    shell.call("main_rum.py", "--checkpoint", shell.only(library / "base", "train").folder, "--requests",
+               tmp_path / "requests.json", "--plan", "all:GA(unlearn_epochs=1, unlearn_lr=1e25)", save_dir=tmp_path)
+    steps = sorted(find_runs(tmp_path, ("step",)), key=lambda run: len(run.record["steps"]))
+    assert ["diverged" in step.record for step in steps] == [False, True] and "unlearn" not in steps[1].record["seconds"]
+    assert all(run.record["collapsed"] for run in find_runs(tmp_path, ("rum",)))
+    assert "notice: step 1, all, is left out, since the model is broken: outputs were not finite" in capsys.readouterr().out
 
 
 def test_a_retrain_that_diverges_ends_the_command(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

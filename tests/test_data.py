@@ -73,7 +73,8 @@ def test_class_lists_have_one_spelling(text: str, wanted: str | None) -> None:
         assert dataset.ClassList(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1,2", "1,,2", "1-2-3", "5", "5-5", "3-1", "0-100", "1.5,2"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1,2", "1,,2", "1-2-3", "5", "5-5", "3-1", "0-100", "1.5,2",
+                                  "0-1,101", "0-3,200-300"])
 def test_wrong_class_lists_are_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--classes"):
         dataset.parse_classes(text, 100)

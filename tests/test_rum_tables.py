@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pretended import change, copied, of_csv, pretend, row_of, table_of
 from evaluation import bygroup, plots, report
 from evaluation.report import FLOOR, AnalysisConfig
 from groups import LEVELS
+from utils import read_record
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,21 @@ def test_tow_by_group_holds_the_settings_side_by_side(bench: Path, written: tupl
     assert lines[1]["mix"] == lines[1]["mix_n"] == ""
     floor = share_tow(forget / "retrain-3-high", forget / "retrain-5-high")
     assert of_csv(lines[2], "high") == (pytest.approx(floor), pytest.approx(math.nan, nan_ok=True))
+
+
+def test_the_score_of_a_column_is_no_setting(bench: Path, tmp_path: Path) -> None:
+    """A plan by each score is a line without a note; by two alphas in one column, a line an alpha, over both columns."""
+    (pivot,) = bygroup.rum(table_of(bench, mem="mix"), "ToW")
+    assert "RUM^F NG" in pivot.cells and pivot.tuned == ()
+    root = copied(bench, tmp_path)
+    for folder in [*root.glob("rum/*-RUM^F-NG")]:
+        shutil.copytree(folder, folder.with_name(f"{folder.name}-again"))
+        plan = read_record(folder).record["plan"]
+        change(folder, plan=plan | {"steps": [step | {"cfg": step["cfg"] | {"alpha": 0.5}} for step in plan["steps"]]})
+    (pivot,) = bygroup.rum(table_of(root, mem="mix"), "ToW")
+    told = {label: list(there) for label, there in pivot.cells.items() if label.startswith("RUM^F")}
+    usual = plan["steps"][0]["cfg"]["alpha"]
+    assert told == {f"RUM^F NG (alpha={alpha})": ["confidence", "entropy"] for alpha in (0.5, usual)} and pivot.tuned == ()
 
 
 def test_mix_of_three_groups_stands_beside_them(bench: Path, tmp_path: Path) -> None:

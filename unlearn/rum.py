@@ -129,7 +129,9 @@ class Chain:
     def _take(self, plan: Plan, request: Request, number: int, rt: Runtime, run: Run) -> None:
         step, data = plan.steps[number], at_step(plan, request, number)
         model, pruned = self.model(data, rt)
-        before = accuracies(model, data, request.parts, rt)
+        before, finite = accuracies(model, data, request.parts, rt)
+        if self.diverged is None and not finite:  # its last update broke it, after the last loss that was looked at
+            self.diverged = f"outputs were not finite before step {number + 1}, {step.group}"
         if self.diverged is None:
             mask = own_mask(model, step.density, data, rt, run, pruned)
             with run.timed(rt, "unlearn"):
@@ -140,11 +142,13 @@ class Chain:
                     raise type(error)(f"step {number + 1}, {step.group}: {step.method.name}: {error}") from None
             pruned = both(pruned, made)
         else:
+            say(f"notice: step {number + 1}, {step.group}, is left out, since the model is broken: {self.diverged}")
             run.result(diverged=self.diverged)
         self._held = model, pruned
         models.save(run, model, pruned)
-        run.result(before=before, after=accuracies(model, data, request.parts, rt), forget_size=len(data.splits.forget),
-                   retain_size=len(data.splits.retain), **rt.facts())
+        after, _ = accuracies(model, data, request.parts, rt)
+        run.result(before=before, after=after, forget_size=len(data.splits.forget), retain_size=len(data.splits.retain),
+                   **rt.facts())
 
     def outcome(self) -> dict[str, Any]:
         """What the request's record says of its steps."""
@@ -162,11 +166,12 @@ def at_step(plan: Plan, request: Request, number: int) -> Data:
     return dataclasses.replace(request.data, splits=splits)
 
 
-def accuracies(model: nn.Module, data: Data, parts: dict[str, np.ndarray], rt: Runtime) -> dict[str, float]:
-    """Accuracy in percent on every group, by one pass over all of them."""
+def accuracies(model: nn.Module, data: Data, parts: dict[str, np.ndarray], rt: Runtime) -> tuple[dict[str, float], bool]:
+    """Accuracy in percent on every group, by one pass over all of them, and whether all outputs are finite."""
     logits, labels = predict(model, data.subset(np.concatenate(list(parts.values()))), rt)
-    right = ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).cpu().split([len(index) for index in parts.values()])
-    return {name: 100 * float(torch.mean(part.double())) for name, part in zip(parts, right, strict=True)}
+    finite = torch.isfinite(logits).all(1)
+    right = ((logits.argmax(1) == labels) & finite).cpu().split([len(index) for index in parts.values()])
+    return {name: 100 * float(torch.mean(part.double())) for name, part in zip(parts, right, strict=True)}, bool(finite.all())
 
 
 def _line(row: dict[str, Any]) -> str:
