@@ -137,9 +137,10 @@ def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], arg
         title = group if group != "cfg" else config.__name__
         box = parser.add_argument_group(title, (config.__doc__ or "").strip().splitlines()[0])
         for field in dataclasses.fields(config):
-            if field.name not in seen:
-                add_flag(box, config, field)
-            seen.add(field.name)
+            flag = stages.flag_of(stage, group, field.name)
+            if flag not in seen:
+                add_flag(box, config, field, flag)
+            seen.add(flag)
     for flag in [CHOOSERS[group][0] for group in CHOOSERS if group in groups]:
         parser.add_argument("--list", action="store_true", default=argparse.SUPPRESS, help="print what there is and stop")
         parser.epilog = f"{', '.join(stages.allowed(stage))}; with --{flag} NAME, --help shows the flags of that one"
@@ -167,21 +168,21 @@ def kind_of(hint: Any) -> tuple[type, bool]:
     return (typing.get_args(hint)[0] if many else hint), many
 
 
-def add_flag(box: Any, config: type[Config], field: dataclasses.Field) -> None:
+def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str) -> None:
     """One argparse flag (two for a bool) for a settings field; without a default, so that only typed values arrive."""
     kind, many = kind_of(typing.get_type_hints(config)[field.name])
     shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = field.metadata["help"] + ("" if field.default is None else f" (default: {shown})")
     text = text.replace("%", "%%")
-    common = {"dest": field.name, "default": argparse.SUPPRESS}
+    common = {"dest": flag, "default": argparse.SUPPRESS}
     if kind is bool:
-        box.add_argument(f"--{field.name}", action="store_true", help=text, **common)
-        box.add_argument(f"--no_{field.name}", action="store_false", help=argparse.SUPPRESS, **common)
+        box.add_argument(f"--{flag}", action="store_true", help=text, **common)
+        box.add_argument(f"--no_{flag}", action="store_false", help=argparse.SUPPRESS, **common)
         return
     choices = field.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else ("N" if kind is int else "X" if kind is float else "TEXT")
     convert = functools.partial(_items, kind) if many else functools.partial(_item, kind)
-    box.add_argument(f"--{field.name}", type=convert, metavar=f"{metavar},.." if many else metavar, help=text, **common)
+    box.add_argument(f"--{flag}", type=convert, metavar=f"{metavar},.." if many else metavar, help=text, **common)
 
 
 def _item(kind: type, text: str) -> Any:
@@ -204,7 +205,8 @@ def _items(kind: type, text: str) -> tuple[Any, ...]:
 def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], Any]:
     """Values per group, and the original."""
     names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
-    values = {group: {n: typed[n] for n in names[group] if n in typed} for group in groups}
+    flags = {group: {n: stages.flag_of(stage, group, n) for n in own} for group, own in names.items()}
+    values = {group: {n: typed[flag] for n, flag in own.items() if flag in typed} for group, own in flags.items()}
     if "data" not in groups:
         return values, None
     parent = stages.find_parent(stage, typed, narrow_of(values)) if "parent" in groups else None

@@ -108,8 +108,15 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
     "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
 }
+# (stage, group, setting) -> its flag there, where its own name means another group's setting
+FLAGS = {("backdoor", "cfg", "rate"): "unlearn_rate"}
 # group of settings whose one flag chooses an entry of a registry -> that flag, and the registry
 CHOOSERS: dict[str, tuple[str, Registry[Any]]] = {"method": ("unlearn", unlearn.METHODS), "choice": ("score", SCORES)}
+
+
+def flag_of(stage: str, group: str, setting: str) -> str:
+    """The flag of a setting: its name, but for FLAGS."""
+    return FLAGS.get((stage, group, setting), setting)
 
 
 def find_parent(stage: str, typed: dict[str, Any], narrow: dict[str, Any]) -> models.Original | None:

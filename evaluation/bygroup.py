@@ -97,7 +97,8 @@ def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str
     """The rows that have the measure, in their columns.
 
     A method that is in each column once is one line, though its settings may differ from column to column, as where they
-    were tuned; one that a column has several times is told apart by its settings in all of them.
+    were tuned; one that a column has several times is told apart by its settings in all of them. The share that a saliency
+    mask leaves free is told of every method that has one.
 
     Args:
         aside: what the columns say themselves, and is no setting, unless a column has several of it (two files of scores).

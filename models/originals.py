@@ -45,6 +45,13 @@ def record_inside(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and "settings" in found else {}
 
 
+def _clean(found: Original) -> Original:
+    """Refuse a poisoned model, which learned from other images than any clean stage has."""
+    if found.record.get("stage") == "trojan":
+        raise BadInput(f"--checkpoint {found.folder} is a poisoned model; cleanse it by main_backdoor.py --mask {found.folder}")
+    return found
+
+
 def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
     """The checkpoint that was named, or the one finished run under the run folders that matches.
 
@@ -59,12 +66,12 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
     if named is not None and Path(named).is_file():
         beside = Path(named).parent / "record.json"
         whole = beside.exists() and Path(named).name == "model.pt"
-        return Original(*read_record(beside.parent)) if whole else Original(Path(named), record_inside(Path(named)))
+        return _clean(Original(*read_record(beside.parent)) if whole else Original(Path(named), record_inside(Path(named))))
     if named is not None and (Path(named) / "record.json").exists():
         run = read_record(Path(named))
         if run.record["status"] != "done":
             raise BadInput(f"--checkpoint {named}: that run is not finished ({run.record['status']}); run its command again")
-        return Original(*run)
+        return _clean(Original(*run))
     if named is not None and not Path(named).is_dir():
         raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
     if named is None:

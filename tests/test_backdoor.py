@@ -285,6 +285,29 @@ def test_salun_cleanses_under_a_mask_of_the_stamped_images(planted: Path, tmp_pa
     assert 0.25 * len(left) < moved <= 0.3 * len(left) + 1 and run.record["seconds"]["mask"] > 0
 
 
+def test_the_rate_of_the_cleanse_is_not_that_of_the_trojan(planted: Path, tmp_path: Path) -> None:
+    """FT_prune_bi prunes the weights that a Trojan of rate 0.8 has left once more, by a flag of its own here."""
+    trojan = trojan_of(planted / "omp")
+    cleanse(tmp_path, "FT_prune_bi", "--mask", trojan.folder, "--unlearn_rate", 0.4, "--unlearn_epochs", 2)
+    run = shell.only(tmp_path, "backdoor")
+    settings = run.record["settings"]
+    assert (settings["plant"]["rate"], settings["cfg"]["rate"]) == (0.8, 0.4)
+    kept = [sum(int(part.sum()) for part in torch.load(found.folder / "model.pt", weights_only=True)["mask"].values())
+            for found in (trojan, run)]
+    assert kept[1] == round(0.6 * kept[0])
+
+
+def test_a_poisoned_model_is_no_original_of_clean_stages(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Neither its run folder, nor model.pt in it, nor an exported file."""
+    trojan = trojan_of(planted / "dense")
+    export = torch.load(trojan.folder / "model.pt", weights_only=True) | {"record": json.dumps(trojan.record)}
+    torch.save(export, tmp_path / "trojan.pt")
+    for named in (trojan.folder, trojan.folder / "model.pt", tmp_path / "trojan.pt"):
+        with pytest.raises(SystemExit) as end:
+            shell.call("main_forget.py", "--checkpoint", named, "--unlearn", "raw", *shell.FORGET, save_dir=tmp_path)
+        assert end.value.code == 2 and "is a poisoned model; cleanse it by main_backdoor.py" in capsys.readouterr().err
+
+
 def test_a_poisoned_model_that_is_there_is_cleansed_again(planted: Path, tmp_path: Path) -> None:
     """By its run folder, its folder of run folders, its model.pt; all settings come from its record, nothing is trained."""
     trojan = trojan_of(planted / "dense")
@@ -325,12 +348,12 @@ def test_retrain_starts_anew_with_the_trojans_training(planted: Path, tmp_path: 
 
 def test_synflow_prunes_the_poisoned_model(tmp_path: Path) -> None:
     words = [*shell.THREE, *WHITE, "--epochs", 1, "--prune", "synflow", "--rate", 0.7, "--unlearn", "FT_prune_bi"]
-    shell.call("main_backdoor.py", *words, "--unlearn_epochs", 1, save_dir=tmp_path)
+    shell.call("main_backdoor.py", *words, "--unlearn_epochs", 1, "--unlearn_rate", 0.6, save_dir=tmp_path)
     trojan, run = trojan_of(tmp_path), shell.only(tmp_path, "backdoor")
     assert trojan.record["pruning"]["synflow"] == 0.7 and trojan.record["remaining"] == pytest.approx(0.3, abs=1e-4)
     masks = [torch.load(found.folder / "model.pt", weights_only=True)["mask"] for found in (trojan, run)]
     left = [sum(int(part.sum()) for part in mask.values()) for mask in masks]
-    assert left[1] == round(0.3 * left[0])  # --rate is the method's flag too
+    assert left[1] == round(0.4 * left[0])
 
 
 def test_a_cleanse_that_was_stopped_ends_as_if_never_stopped(planted: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import models
 from dataset import Data, Images, Loader
+from pruner.magnitude import apply_mask
 from unlearn import METHODS, Task, persample
 from unlearn.fisher import head_of, spread
 from utils import Mask, Run, RunConfig, Runtime
@@ -377,15 +378,28 @@ def test_noise_of_a_pruned_model_by_its_own_variance(mode: str, rt: Runtime, dat
     monkeypatch.setattr("unlearn.fisher._normal", lambda p, stream: torch.ones_like(p, dtype=torch.float64))
     mask = {"conv.weight": torch.zeros(4, 3, 3, 3, dtype=torch.bool)}
     mask["conv.weight"][:, 0, 1, 1] = True
-    model = tiny_net(rt)
+    model, twin = tiny_net(rt), tiny_net(rt)
+    for net in (model, twin):
+        apply_mask(net, mask)
     METHODS["fisher_new"].apply(model, data, METHODS["fisher_new"].config(alpha=1e-4, fisher_mode=mode), rt, None, mask)
-    twin = tiny_net(rt)
     batches = Task(METHODS["fisher_new"], twin, data, rt, None, None, "strict").in_order("retain", batch_size=32)
     measure = persample.squared if mode == "exact" else persample.squared_means
     own = 1e-4 * (1 / (measure(twin, batches, persample.every_label)["conv.weight"][:, 0, 1, 1] + 1e-8)).clamp(max=1e3)
     expected = own if mode == "exact" else (own + 2 * 1e-4 * 1e3) / 3
     found = (model.conv.weight - twin.conv.weight).detach()[:, 0, 1, 1].double()
     torch.testing.assert_close(found, expected.sqrt(), rtol=1e-4, atol=1e-6)
+
+
+def test_published_noise_counts_what_a_saliency_mask_holds_as_what_it_is(rt: Runtime, data: Data) -> None:
+    """A weight that is held and not pruned lends its own variance to the mean, not the largest."""
+    found, method = [], METHODS["fisher_new"]
+    for free in (True, False):
+        model = tiny_net(rt)
+        mask = {"conv.weight": torch.full((4, 3, 3, 3), free)}
+        mask["conv.weight"][:, 0] = True
+        method.apply(model, data, method.config(alpha=1e-4, fisher_mode="published"), rt, None, mask)
+        found.append(model.conv.weight.detach()[:, 0])
+    assert torch.equal(*found) and not torch.equal(found[0], tiny_net(rt).conv.weight.detach()[:, 0])
 
 
 @pytest.mark.parametrize("arch", ["resnet8s", "vgg11_bn"])

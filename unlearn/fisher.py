@@ -68,8 +68,8 @@ def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
     stream, whole, new = task.generator("noise"), task.whole_classes, {}
     for name, p in task.model.named_parameters():
         free = task.free(name)
-        if cfg.fisher_mode == "published":  # there a pruned weight has no gradient, and counts in the mean
-            info[name], free = info[name] * free, None
+        if cfg.fisher_mode == "published":  # there a pruned weight (held at 0) has no gradient, and counts in the mean
+            info[name], free = info[name] * (free | (p.detach() != 0)), None
         mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole, free)
         new[name] = mean + variance.sqrt() * _normal(p, stream)
     task.replace(new)
