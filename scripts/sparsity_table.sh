@@ -26,6 +26,7 @@ else
   SPARSITIES=(${SPARSITIES:-0 0.75 0.95})
   TRAIN=(--epochs 10 --schedule cosine --rewind_epoch 1)
   SHORT=(--unlearn_epochs 3)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # images this small gain nothing from a second thread
 fi
 
 # what a method is given beyond its name: the published lines
