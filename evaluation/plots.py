@@ -178,10 +178,10 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
         axes.set_xlabel("prunable weights that are gone before unlearning")
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
-    title = f"{', '.join(pivots)} by sparsity: {next(iter(pivots.values())).heading}"
+    title = textwrap.fill(f"{', '.join(pivots)} by sparsity: {next(iter(pivots.values())).heading}", 60 * len(pivots))
     bars = any(half is not None for pivot in pivots.values() for there in pivot.cells.values() for _, half, _ in there.values())
-    title += ("; bars: 95 % t-intervals" if bars else "") + (HOLLOW if any(p.collapsed for p in pivots.values()) else "")
-    figure.suptitle(textwrap.fill(title, 150), fontsize=10)
+    notes = ("; bars: 95 % t-intervals" if bars else "") + (HOLLOW if any(p.collapsed for p in pivots.values()) else "")
+    figure.suptitle(title + notes.replace("; ", "\n", 1), fontsize=10)
     return figure
 
 
