@@ -122,7 +122,9 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     """The interrupted parent is gone soon, and so are its children, which would have slept for a minute."""
     script = tmp_path / "interrupted.py"
     script.write_text(f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-                      "import test_factory\nfrom memorization.engines import spread\n"
+                      "import signal\nimport test_factory\nfrom memorization.engines import spread\n"
+                      # a shell starts what runs in the background with the signal ignored, and that is inherited
+                      "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                       "if __name__ == '__main__':\n"
                       "    print('ready', flush=True)\n"
                       f"    list(spread(test_factory.explain, 'slow {tmp_path / 'begun'}', range(2), [{{'PLACE': '0'}}]))\n")
