@@ -321,7 +321,11 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
         if found:
             raise BadInput(f"several runs have the scores '{name}': {', '.join(str(run.folder) for run in found)}; name one of "
                            "their scores.npz by --scores")
-    told = "".join(f" --{key} {value}" for key, value in wanted.items() if value is not None)
+    if name == "memorization" or original is None:
+        told = "".join(f" --{key} {value}" for key, value in wanted.items() if value is not None)
+    else:  # a proxy is of one model
+        told = f" --checkpoint {original.folder}"
+    told += f" --save_dir {roots[0]}" if roots[0] != Path("runs") else ""
     raise BadInput(f"no scores '{name}' under {' or '.join(map(str, roots))}; make them: python {command}{told}, or name a "
                    "file by --scores")
 

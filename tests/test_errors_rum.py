@@ -39,7 +39,7 @@ chunks of pickled objects | forget | {ON_RUN} --group_index 2 {SOME} --scores {p
 no memorization scores | forget | {ON_RUN} --mem high {SOME} | \
     no scores 'memorization' & python main_memorization.py --dataset digits --classes 0-2 & --scores
 no scores of a measured proxy | rum | {ON_RAW} --mem mix --mem_proxy ho_ret --num_indexes_to_replace 30 | \
-    no scores 'ho_ret' & python main_memorization.py --score ho_ret
+    no scores 'ho_ret' & python main_memorization.py --score ho_ret --checkpoint
 no chunks | mask | --checkpoint {run} --group_index 3 {SOME} | no scores 'es' & python main_memorization.py --score es
 proxy that was not recorded | forget | --checkpoint {published} --arch resnet20s {ON_FILE} --mem high --mem_proxy confidence | \
     'confidence' is recorded while & events.npz & main_train.py & --scores
