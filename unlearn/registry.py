@@ -90,7 +90,7 @@ class Method:
         except Diverged as error:
             if self.fresh or run is None:
                 raise
-            run.result(diverged=str(error))
+            run.result(diverged=str(error).partition(":")[0])  # the fact without the advice
             say(f"notice: {self.name} broke the model: {error}")
         return task.pruned
 
