@@ -67,7 +67,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed)
-    configs = {group: config(**values[group]) for group, config in groups.items()}
+    configs = {group: _made(stage, group, config, values[group]) for group, config in groups.items()}
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()
     args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)
@@ -81,6 +81,17 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     if "mask" in groups:
         args.mask.check(chosen, typed)
     return args
+
+
+def _made(stage: str, group: str, config: type[Config], values: dict[str, Any]) -> Config:
+    """The settings of a group; what is wrong with one is told under its flag in this stage."""
+    try:
+        return config(**values)
+    except BadInput as error:
+        text = str(error)
+        for name in values:
+            text = text.replace(f"--{name} ", f"--{stages.flag_of(stage, group, name)} ")
+        raise BadInput(text) from None
 
 
 def _chosen(stage: str, chooser: str, groups: dict[str, type[Config]], argv: list[str]) -> Any:
@@ -146,14 +157,15 @@ def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], arg
         parser.epilog = f"{', '.join(stages.allowed(stage))}; with --{flag} NAME, --help shows the flags of that one"
     found, unknown = parser.parse_known_args(argv)
     for token in unknown:
-        _unknown_flag(parser, token, groups)
+        _unknown_flag(parser, token, groups, stage)
     return vars(found)
 
 
-def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str, type[Config]]) -> None:
+def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str, type[Config]], stage: str) -> None:
     name = token[2:].partition("=")[0] if token.startswith("--") else ""
     for registry in [CHOOSERS[group][1] for group in CHOOSERS if group in groups and name]:
-        owners = [n for n in registry.names() if name in {f.name for f in dataclasses.fields(registry[n].config)}]
+        owners = [n for n in registry.names()
+                  if name in {stages.flag_of(stage, "cfg", f.name) for f in dataclasses.fields(registry[n].config)}]
         if owners:
             raise BadInput(f"--{name} is no flag of this {registry.kind.split()[-1]}; it belongs to {', '.join(owners)}")
     raise BadInput(f"unknown argument {token!r}; {parser.prog} --help lists the flags")

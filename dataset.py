@@ -28,27 +28,28 @@ from utils import BadInput, Config, Runtime, hp
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
 
 
-class ClassList(str):
-    """Numbers and ranges such as 0-99 or 1,5,7, in one spelling: ascending, with neighbours as a range.
+def class_spans(text: str) -> list[tuple[int, int]]:
+    """Numbers and ranges such as 0-99 or 1,5,7 as (first, last), ascending, with neighbours merged."""
+    try:
+        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    except ValueError:
+        ends = [[]]
+    if any(len(span) not in (1, 2) or span[0] > span[-1] for span in ends):
+        raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}")
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted((span[0], span[-1]) for span in ends):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(last, merged[-1][1])
+        else:
+            merged.append((first, last))
+    return merged
 
-    So that the same classes meet in the same run folder, however they were written.
-    """
+
+class ClassList(str):
+    """A list of classes in one spelling, so that the same classes meet in the same run folder, however they were written."""
 
     def __new__(cls, text: str) -> ClassList:
-        try:
-            ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        except ValueError:
-            ends = [[]]
-        if any(len(span) not in (1, 2) or span[0] > span[-1] for span in ends):
-            raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}")
-        spans = sorted((span[0], span[-1]) for span in ends)
-        merged = spans[:1]
-        for first, last in spans[1:]:
-            if first <= merged[-1][1] + 1:
-                merged[-1] = merged[-1][0], max(last, merged[-1][1])
-            else:
-                merged.append((first, last))
-        return super().__new__(cls, ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in merged))
+        return super().__new__(cls, ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in class_spans(text)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,9 +349,9 @@ def _keep_classes(a: sources.Arrays, source: sources.Source, wanted: str | None)
 
 def parse_classes(text: str, total: int) -> list[int]:
     """``0-4,7`` -> [0, 1, 2, 3, 4, 7]; ascending, at least two, all below ``total``."""
-    spans = [[int(end) for end in part.split("-")] for part in ClassList(text).split(",")]
-    keep = [c for span in spans for c in range(span[0], min(span[-1], total) + 1)]
-    if len(keep) < 2 or spans[-1][-1] >= total:
+    spans = class_spans(text)
+    keep = [c for first, last in spans for c in range(first, min(last, total) + 1)]
+    if len(keep) < 2 or spans[-1][1] >= total:
         raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {text!r}")
     return keep
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,7 +260,7 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
         return args.original
     cfg = args.training
     if args.parent.checkpoint is not None:
-        _make_room(Path(args.parent.checkpoint))
+        _check_place(Path(args.parent.checkpoint))
     settings = {name: args.settings[name] for name in ("protocol", "data", "model", "plant", "rt")} | {"cfg": cfg}
     own = SimpleNamespace(settings=settings, run=args.run, model=args.model,
                           label=f"{args.data.dataset}-{args.model.arch}-trojan-s{args.rt.seed}")
@@ -278,12 +279,11 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
     return Original(*read_record(run.folder)) if args.parent.checkpoint is None else _export(run.folder, args.parent.checkpoint)
 
 
-def _make_room(path: Path) -> None:
-    """The folder for a file, before the training that it is for (BadInput where nothing can be written)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --mask") from error
+def _check_place(path: Path) -> None:
+    """Refuse, before the training that it is for, a file that cannot be written; nothing is made yet."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"cannot write {path}: {there} is no folder that can be written; choose another --mask")
 
 
 def _trained(own: SimpleNamespace, cfg: TrainConfig, data: Data, rt: Runtime, run: Run,
@@ -308,6 +308,7 @@ def _export(folder: Path, named: str) -> Original:
     """A copy of the model as one file that holds its record too."""
     path = Path(named)
     content = models.read_safely(folder / "model.pt") | {"record": json.dumps(read_record(folder).record)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: torch.save(content, file))
     say(f"poisoned model: {path}")
     return Original(path, read_record(folder).record)

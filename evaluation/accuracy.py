@@ -39,7 +39,7 @@ METRICS = {
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
     "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or a loss, weights or outputs that "
-                  "are not finite: the model is broken, which is no forgetting; its ToW stands in the tables in brackets"),
+                  "are not finite: the model is broken, which is no forgetting; its ToW and gap stand in brackets"),
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scored import digits, memorization_run, write_chunks, write_scores
 from test_errors import STAGES as NAMES
 from test_errors import Room, message
-from test_groups import digits, memorization_run, write_chunks, write_scores
 
 # what is wrong | stage | its command line | what the message must say. {word} is what Room.word is or makes; ~ in a plan's
 # text stands for a space

@@ -9,23 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import shell
-from conftest import quiet_runtime
+from scored import by_hand, scored_original, tied, write_chunks
 
-import dataset
-import groups
-from dataset import DataConfig
 from groups import LEVELS, POLARITY, Candidates, Chosen, ForgetConfig, choose_forget, cut, refine
-from stages import ScoreConfig
-from utils import BadInput, Run, RunConfig, Saved, read_record, sha256
+from utils import BadInput, Saved, read_record, sha256
 
 FALLING = {"confidence", "max_conf", "bi_acc"}  # with memorization; by what the words mean, not by the table in the code
 RISING = {"memorization", "entropy", "ho_ret", "loss_curvature", "el2n", "forgetting"}
 
-
-def tied(random: np.random.Generator, count: int) -> np.ndarray:
-    """Scores as memorization has them: most are exactly 0, a few negative, the rest between 0 and 1, many of them equal."""
-    values = np.where(random.random(count) < 0.6, 0.0, random.random(count).round(1))
-    return np.where(random.random(count) < 0.1, -random.random(count).round(2), values)
+scored = pytest.fixture(scope="module")(scored_original)
 
 
 def pool(random: np.random.Generator, count: int = 120) -> Candidates:
@@ -37,17 +29,6 @@ def pool(random: np.random.Generator, count: int = 120) -> Candidates:
 def choose(folder: Path, among: Candidates, thirds: bool = False, **settings: Any) -> Chosen:
     """The forget set by the scores in scores.npz of a folder."""
     return choose_forget(ForgetConfig(scores=str(folder / "scores.npz"), **settings), among, 1, thirds)
-
-
-def by_hand(values: np.ndarray, index: np.ndarray, size: int, middle: float) -> dict[str, list[int]]:
-    """Low, mid and high by sorting (key, index) pairs, each from what is left."""
-    left = dict(zip(index.tolist(), values.tolist(), strict=True))
-    found = {}
-    for level, key in (("high", lambda v: -v), ("low", lambda v: v), ("mid", lambda v: abs(v - middle))):
-        chosen = [i for _, i in sorted((key(value), i) for i, value in left.items())[:size]]
-        found[level] = sorted(chosen)
-        left = {i: value for i, value in left.items() if i not in chosen}
-    return found
 
 
 def listed(found: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -188,19 +169,6 @@ def test_published_files_are_read_as_they_are(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- chunks by ES
 
 
-def write_chunks(path: Path, among: Candidates, random: np.random.Generator, count: int = 15,
-                 **changed: np.ndarray) -> dict[str, np.ndarray]:
-    """A file of chunks as main_memorization.py --score es writes it, with values of our own."""
-    group = np.full(len(among.y), -1)
-    group[among.train] = random.permutation(np.arange(len(among.train)) % count)
-    measured = random.permutation(count) + 0.25
-    order = np.argsort(measured)
-    content = {"es": np.where(group < 0, np.nan, measured[group]), "group": group, "chunk_es": measured,
-               "distance": random.random(len(group)).round(1), "levels": order[[0, count // 2, -1]]}
-    np.savez(path, **(content | changed))
-    return content
-
-
 def test_chunks_give_their_examples_nearest_to_the_centroid(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     among = pool(random, 600)
@@ -251,33 +219,6 @@ def test_chunks_that_do_not_fit_are_bad_input(changed: dict[str, np.ndarray], tm
 # ------------------------------------------------------------------------------------------- through the command line
 
 
-def digits() -> dataset.Data:
-    return dataset.load(DataConfig(dataset="digits", classes="0-2", batch_size=64), quiet_runtime())
-
-
-def write_scores(path: Path, seed: int, **changed: np.ndarray | None) -> Path:
-    """Memorization and two proxies of the three digits' training images, unrelated to one another, many of them equal."""
-    data, random = digits(), np.random.default_rng(seed)
-    y = data.candidates.y
-    content = {name: tied(random, len(y)) for name in ("memorization", "confidence", "entropy")}
-    content |= {"labels": y, "images_key": np.array(data.splits.images_key), **changed}
-    np.savez(path, **{name: value for name, value in content.items() if value is not None})
-    return path
-
-
-def scored_original(root: Path) -> tuple[Saved, Path]:
-    """An original of three digits that has learned some, and a file of scores."""
-    if not (root / "train").exists():
-        shell.train(root, 1, "--epochs", 2)
-        write_scores(root / "scores.npz", 11)
-    return shell.only(root, "train"), root / "scores.npz"
-
-
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Saved, Path]:
-    return scored_original(tmp_path_factory.getbasetemp() / "scored")
-
-
 @pytest.mark.parametrize("words", ["--mem mix --num_indexes_to_replace 30", "--mem low --num_indexes_to_replace 20",
                                    "--mem mid --mem_proxy confidence --num_indexes_to_replace 15"])
 def test_every_stage_forgets_the_same_groups(words: str, scored: tuple[Saved, Path], tmp_path: Path) -> None:
@@ -313,89 +254,3 @@ def test_every_stage_forgets_the_same_groups(words: str, scored: tuple[Saved, Pa
     shell.forget(original, tmp_path / "again", "NG", "--forget_index", runs[0].folder / "splits.npz", *none)
     again = shell.only(tmp_path / "again", "forget")
     assert again.record["split_key"] == runs[0].record["split_key"] and again.folder.name == runs[3].folder.name
-
-
-# ------------------------------------------------------------------------------------------------ scores by record
-
-
-def memorization_run(root: Path, label: str, scores: np.ndarray, pool_of: str, models: int, classes: str = "0-2") -> Path:
-    """A finished run of main_memorization.py with scores of our own."""
-    settings = {"data": DataConfig(dataset="digits", classes=classes), "choice": ScoreConfig()}
-    with Run(RunConfig(save_dir=str(root)), "memorization", label, settings, parent={}) as run:
-        run.save_arrays("scores.npz", memorization=scores)
-        run.result(pool=pool_of, models=models)
-        run.seconds |= {"score": 1.0, "pool": 40.0}
-    return run.folder
-
-
-def scores_used(original: Saved, save_dir: Path, *words: Any) -> dict[str, Any]:
-    """What the record of a mask says of the scores."""
-    shell.call("generate_mask.py", "--checkpoint", original.folder, "--num_indexes_to_replace", 20, *words, save_dir=save_dir)
-    return shell.only(save_dir, "mask").record["scores"]
-
-
-def test_recorded_proxies_are_those_of_the_original_itself(tmp_path: Path) -> None:
-    """Two originals that differ by their seed; each is unlearned by its own events, whichever was trained last."""
-    originals = {seed: shell.train(tmp_path, seed) for seed in (1, 2)}
-    sets = {}
-    for seed, original in originals.items():
-        found = scores_used(original, tmp_path / f"out{seed}", "--mem", "high", "--mem_proxy", "confidence")
-        assert Path(found["path"]) == original.folder / "events.npz" and found["name"] == "confidence"
-        assert found["seconds"] == pytest.approx(original.record["seconds"]["events"], abs=1e-3)
-        with np.load(original.folder / "events.npz") as events, \
-                np.load(shell.only(tmp_path / f"out{seed}", "mask").folder / "splits.npz") as splits:
-            worst = splits["train"][np.argsort(events["confidence"][splits["train"]], kind="stable")[:20]]
-            assert splits["forget"].tolist() == sorted(worst)
-            sets[seed] = splits["forget"]
-    assert not np.array_equal(sets[1], sets[2])
-
-
-def test_memorization_is_found_by_its_data_set(scored: tuple[Saved, Path], tmp_path: Path) -> None:
-    """Another data set's run does not count; of one pool the larger; of two pools none, with the list; --scores wins."""
-    original, random = scored[0], np.random.default_rng(9)
-    total = len(digits().candidates.y)
-    memorization_run(tmp_path / "a", "other", tied(random, 3), "p", 9, classes="0-3")
-    few = memorization_run(tmp_path / "a", "few", tied(random, total), "p", 4)
-    found = scores_used(original, tmp_path / "a", "--mem", "high")
-    assert Path(found["path"]) == few / "scores.npz" and found["seconds"] == 41
-    assert found["sha256"] == sha256(few / "scores.npz")
-    roots = [tmp_path / "a"]
-    wanted = {"dataset": "digits", "classes": "0-2"}
-    more = memorization_run(tmp_path / "a", "more", tied(random, total), "p", 40)
-    assert groups.find_scores("memorization", None, roots, wanted, None) == more / "scores.npz"
-    memorization_run(tmp_path / "a", "elsewhere", tied(random, total), "q", 4)
-    with pytest.raises(BadInput, match="several runs") as said:
-        groups.find_scores("memorization", None, roots, wanted, None)
-    assert all(str(tmp_path / "a" / "memorization" / name) in str(said.value) for name in ("few", "more", "elsewhere"))
-    named = scores_used(original, tmp_path / "b", "--mem", "high", "--scores", scored[1])
-    assert named["path"] == str(scored[1])
-
-
-def test_a_measured_proxy_is_of_the_one_model(scored: tuple[Saved, Path], tmp_path: Path) -> None:
-    """Two runs of one proxy, on two models: the one whose parent has the original's hash."""
-    folders = {}
-    for name in ("ours", "theirs"):
-        settings = {"data": DataConfig(dataset="digits", classes="0-2"), "choice": ScoreConfig(score="ho_ret")}
-        with Run(RunConfig(save_dir=str(tmp_path)), "memorization", name, settings, parent={"sha256": name}) as run:
-            run.save_arrays("scores.npz", ho_ret=np.zeros(3))
-        folders[name] = run.folder
-    for name, folder in folders.items():
-        assert groups.find_scores("ho_ret", scored[0], [tmp_path], {}, name) == folder / "scores.npz"
-    with pytest.raises(BadInput, match=r"main_memorization\.py --score ho_ret"):
-        groups.find_scores("ho_ret", scored[0], [tmp_path], {}, "nobody's")
-
-
-def test_held_out_retraining_is_found_by_the_forget_stage(scored: tuple[Saved, Path], tmp_path: Path) -> None:
-    """Measured by one main, used by the next one for the same original, and no other."""
-    words = ["--checkpoint", scored[0].folder, "--score", "ho_ret", "--ft_epochs", 1]
-    shell.call("main_memorization.py", *words, save_dir=tmp_path)
-    run = shell.only(tmp_path, "memorization")
-    shell.forget(scored[0], tmp_path, "raw", "--mem", "high", "--mem_proxy", "ho_ret", "--num_indexes_to_replace", 20)
-    forgot = shell.only(tmp_path, "forget")
-    assert forgot.record["scores"]["path"] == str(run.folder / "scores.npz")
-    with np.load(run.folder / "scores.npz") as file, np.load(forgot.folder / "splits.npz") as splits:
-        values = file["ho_ret"][splits["train"]]
-        assert splits["forget"].tolist() == by_hand(values, splits["train"], 20, 0)["high"]
-    other = shell.train(tmp_path / "other", 2)
-    with pytest.raises(SystemExit):
-        shell.forget(other, tmp_path, "raw", "--mem", "high", "--mem_proxy", "ho_ret", "--num_indexes_to_replace", 20)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import equal, make_data, snapshot, tiny_net
-from test_second_order import ExactNet, rows_of
+from looped import ExactNet, rows_of
 from torch.nn import functional as F
 
 from dataset import Data
