@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.peer import load_peer, load_state, read_safely
 from models.registry import ARCHS, build, build_empty
+from pruner.magnitude import apply_mask, prunable
 from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp
 
 
@@ -34,10 +35,7 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
     with rt.seeded(f"init/{purpose}"):
         model = build(cfg.arch, data.num_classes, source.mean, source.std, imagenet=cfg.imagenet_arch, image_size=size)
     model = model.to(rt.device, memory_format=torch.channels_last)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if mask is not None and name in mask:
-                p.masked_fill_(~mask[name], 0.0)  # a product would leave -0
+    apply_mask(model, mask or {})
     return model
 
 
@@ -49,8 +47,7 @@ def _check_classes(cfg: ModelConfig, data: Any) -> None:
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
     """Write model.pt: weights, architecture and class count, and a pruned model's mask."""
     about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
-    for name, part in (mask or {}).items():  # a model that diverged may have NaN there: 0 times infinity
-        model.get_parameter(name).data.masked_fill_(~part, 0.0)
+    apply_mask(model, mask or {})  # a model that diverged may have NaN there: 0 times infinity
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     kept = {} if mask is None else {"mask": {name: part.cpu() for name, part in mask.items()}}
     run.save_tensors("model.pt", {"state_dict": state, **about, **kept})
@@ -85,20 +82,16 @@ def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Modul
         model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,
                                 mean=source.mean, std=source.std)
         if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks
-            mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in _convolutions(model).items()} | mask
+            mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()} | mask
     model = model.to(rt.device, memory_format=torch.channels_last)
     return model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}
-
-
-def _convolutions(model: nn.Module) -> dict[str, Tensor]:
-    return {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def _check_mask(path: Path, model: nn.Module, mask: Any) -> None:
     """Refuse a mask that lacks a convolution, names anything else than weights, or calls weights gone that are there."""
     weights = dict(model.named_parameters())
     parts = mask if isinstance(mask, dict) else {}
-    wrong = sorted(set(_convolutions(model)) - set(parts)) or [
+    wrong = sorted(set(prunable(model)) - set(parts)) or [
         name for name, part in parts.items() if not isinstance(part, Tensor) or part.dtype != torch.bool
         or name not in weights or part.shape != weights[name].shape or bool(weights[name].detach()[~part].any())]
     if wrong:
