@@ -275,6 +275,9 @@ def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
     """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
+    if "val_seed" not in parent.record["settings"].get("data", {}):
+        raise BadInput(f"{parent.folder} was made by an earlier version of this suite, whose record does not tell the "
+                       "validation split from the choice of the forget set; run its command again")
     for group in ("protocol", "data", "model", "parent", *(["plant"] if "plant" in names else [])):
         for name in names[group]:
             theirs = parent.setting(name)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import sources
-from groups import Candidates, Chosen, ForgetConfig, choose_forget
+from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
 from utils import BadInput, Config, Runtime, hp
 
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
@@ -60,7 +60,7 @@ class DataConfig(Config):
     data: str = hp("./data", "folder with the data set's public files, or with a prepared DATASET.npz", digest=False)
     download: bool = hp(True, "fetch the public files where torchvision can and they are missing", digest=False)
     classes: ClassList | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
-    split_seed: int = hp(1, "owns the validation split and the choice of the forget set", low=0)
+    val_seed: int = hp(1, "owns the validation split", low=0, high=LAST_SEED)
     val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
     batch_size: int = hp(256, "examples in a training step", low=1)
     aug: bool | None = hp(None, "random crop and flip in training; without the flag, by protocol")
@@ -309,17 +309,17 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
         raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
     arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download)
     x, y, x_test, y_test, num_classes = _keep_classes(arrays, source, cfg.classes)
-    train, val = _validation_split(y, cfg.val_fraction, cfg.split_seed)
+    train, val = _validation_split(y, cfg.val_fraction, cfg.val_seed)
     kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)])]
     images_key, key = (_key(json.dumps(facts)) for facts in (kept, [*kept, _hash(val)]))
     if data_key is not None and key != data_key:
         raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
-                       "use the same --dataset, --data, --classes, --split_seed and --val_fraction")
+                       "use the same --dataset, --data, --classes, --val_seed and --val_fraction")
     none = np.empty(0, np.int64)
     splits = Splits(train, val, train, none, (), key, _key(key + _hash(none)), images_key)
     data = Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), num_classes, splits, cfg.batch_size,
                 bool(cfg.aug))
-    return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, cfg.split_seed, thirds))
+    return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, thirds))
 
 
 def _key(text: str) -> str:

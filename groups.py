@@ -23,6 +23,7 @@ POLARITY = {"memorization": 1, "confidence": -1, "max_conf": -1, "entropy": 1, "
 RECORDED = ("confidence", "max_conf", "entropy", "bi_acc", "el2n", "forgetting")  # in events.npz of every original
 PUBLISHED = {"memorization": "tr_mem", "labels": "tr_labels"}  # keys of Feldman and Zhang's released file
 LEVELS = ("low", "mid", "high")
+LAST_SEED = 2**32 - 1  # of numpy's RandomState, by which the published code cuts and draws
 ES_CHUNKS = (3, 12, 14)  # the published chunk ids, of 15
 PROXIES = tuple(name for name in POLARITY if name != "memorization")
 
@@ -32,6 +33,8 @@ class ForgetConfig(Config):
     """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
 
     # what was asked for; runs are told apart by the set itself (its split_key), however it was named
+    split_seed: int = hp(1, "owns the choice of the forget set; one original serves any number of them", low=0,
+                         high=LAST_SEED, digest=False)
     num_indexes_to_replace: int | None = hp(None, "number of examples to forget", low=1, digest=False)
     forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1,
                                        digest=False)
@@ -89,7 +92,7 @@ class Candidates(NamedTuple):
     images_key: str
 
 
-def choose_forget(cfg: ForgetConfig, pool: Candidates, seed: int, thirds: bool = False) -> Chosen:
+def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> Chosen:
     """The forget set; no part of validation, never all of training.
 
     Args:
@@ -104,7 +107,7 @@ def choose_forget(cfg: ForgetConfig, pool: Candidates, seed: int, thirds: bool =
         groups = _cut(cfg, pool, scores)
         gone = np.sort(np.concatenate(list(groups.values())))
     else:
-        gone = _draw_forget(cfg, pool, seed)
+        gone = _draw_forget(cfg, pool)
     if len(gone) == len(pool.train):
         raise BadInput(f"the forget set is the whole training set ({len(gone)} examples); forget fewer")
     ordered = cfg.score is not None and POLARITY[cfg.score] != 0
@@ -332,7 +335,7 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
 
 # ------------------------------------------------------------------------------------------- by number, class or file
 
-def _draw_forget(cfg: ForgetConfig, pool: Candidates, seed: int) -> np.ndarray:
+def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
     count, fraction, wanted = cfg.num_indexes_to_replace, cfg.forget_fraction, cfg.class_to_replace
     if count and fraction:
         raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
@@ -353,7 +356,7 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates, seed: int) -> np.ndarray:
         return among
     if count > len(among):
         raise BadInput(f"--num_indexes_to_replace {count}: only {len(among)} training examples to draw from")
-    random = np.random.default_rng([seed, 0x666F7267])  # a stream apart from the validation split's
+    random = np.random.default_rng([cfg.split_seed, 0x666F7267])  # a stream apart from the validation split's
     return np.sort(random.choice(among, count, replace=False))
 
 

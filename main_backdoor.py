@@ -17,7 +17,7 @@ from utils import Run, Runtime, say
 @arg_parser.entry("backdoor", __doc__)
 def main(args):
     rt, method = Runtime(args.rt), args.entry
-    case = backdoor.poison(dataset.load(args.data, rt), args.plant, args.data.split_seed)
+    case = backdoor.poison(dataset.load(args.data, rt), args.plant)
     trojan = backdoor.planted(args, case, rt)
     facts = {"parent": trojan.facts(), **case.data.splits.keys()}
     with Run(args.run, "backdoor", args.label, args.settings, **facts) as run:

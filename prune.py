@@ -124,7 +124,7 @@ class Rounds:
             key = read_record(file.parent).record.get("data_key")
         if key not in (None, mine):
             raise BadInput(f"--rewind_pth {file}: those weights learned from other data (data_key {key}, not {mine}); use the "
-                           "same --dataset, --data, --classes, --split_seed and --val_fraction")
+                           "same --dataset, --data, --classes, --val_seed and --val_fraction")
 
     def _mask(self, number: int, runs: list[Run]) -> Mask:
         """The weights that stay, by those of the training before."""

@@ -31,12 +31,15 @@ NO_EFFECT = {
     "print_freq": "progress is shown once an epoch",
 }
 SWITCHES = ("aug", "no_aug", "sequential")  # of the flags without effect, those that take no value
-NO_EFFECT_IN = {"mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set",
+_CHOSEN_LATER = {"split_seed": "the forget set is chosen in a later stage; --val_seed owns the validation split"}
+NO_EFFECT_IN = {"train": _CHOSEN_LATER, "imp": _CHOSEN_LATER, "memorization": _CHOSEN_LATER,
+                "mask": {"unlearn_epochs": "a saliency mask is one pass over the forget set",
                          "aug": "saliency is measured on the images as they are",
                          "no_aug": "saliency is measured on the images as they are",
                          "compile": "a saliency mask is one pass over the forget set"},
                 "rum": {"sequential": "a plan always goes on from the model of the step before"},
-                "synflow": {"prune_type": "SynFlow prunes before training, so there is nothing to rewind to",
+                "synflow": {**_CHOSEN_LATER,
+                            "prune_type": "SynFlow prunes before training, so there is nothing to rewind to",
                             "rewind_epoch": "SynFlow prunes before training, so there is nothing to rewind to",
                             "pruning_times": "SynFlow's one training follows its rounds (--synflow_rounds)"}}
 FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's

@@ -22,7 +22,7 @@ import models
 import prune
 from dataset import Data
 from evaluation import accuracy, sparsity
-from groups import ForgetConfig, choose_forget
+from groups import LAST_SEED, ForgetConfig, choose_forget
 from models import Original, record_inside
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
 from trainer import TrainConfig, predict
@@ -42,10 +42,11 @@ class TriggerConfig(Config):
     trigger_size: int = hp(4, "side of the square in pixels", low=1)
     trigger_margin: int = hp(2, "pixels between the square and the lower and right edges", low=0)
     trigger_value: int = hp(0, "what its pixels are, in every colour (0 to 255)", low=0, high=255)
-    # these two are in a run's identity through the keys of the poisoned data
+    # these three are in a run's identity through the keys of the poisoned data
     class_to_replace: int = hp(0, "target: the class that stamped images are to be taken for", low=0, digest=False)
     num_indexes_to_replace: int | None = hp(None, "number of training images to poison, drawn over all classes, the target's "
                                             "own too (as published); without the flag a tenth", low=1, digest=False)
+    split_seed: int = hp(1, "owns the choice of the images to poison", low=0, high=LAST_SEED, digest=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def stamp(x: Tensor, cfg: TriggerConfig) -> Tensor:
     return x
 
 
-def poison(data: Data, cfg: TriggerConfig, split_seed: int) -> Case:
+def poison(data: Data, cfg: TriggerConfig) -> Case:
     """Stamp randomly chosen training images and give them the target label; nothing of ``data`` is changed.
 
     The images are stamped before they are augmented, as published: in training the square moves with crop and mirroring.
@@ -119,8 +120,9 @@ def poison(data: Data, cfg: TriggerConfig, split_seed: int) -> Case:
         raise BadInput(f"--class_to_replace {cfg.class_to_replace}: the target is one of the classes 0-{data.num_classes - 1}")
     test = data.test.replaced(stamp(data.test.x, cfg), data.test.y)
     number = cfg.num_indexes_to_replace
-    asked = ForgetConfig(forget_fraction=SHARE) if number is None else ForgetConfig(num_indexes_to_replace=number)
-    data = data.forgetting(choose_forget(asked, data.candidates, split_seed))
+    many = {"forget_fraction": SHARE} if number is None else {"num_indexes_to_replace": number}
+    asked = ForgetConfig(split_seed=cfg.split_seed, **many)
+    data = data.forgetting(choose_forget(asked, data.candidates))
     gone = torch.from_numpy(data.splits.forget).to(data.images.home)
     x, y = data.images.x.clone(), data.images.y.clone()
     x[gone], y[gone] = stamp(x[gone], cfg), cfg.class_to_replace
@@ -243,7 +245,8 @@ def _names_trigger(record: dict[str, Any]) -> bool:
     if (record.get("stage"), record.get("status")) != ("trojan", "done"):
         return False
     plant = (record.get("settings") or {}).get("plant") or {}
-    return {field.name for field in dataclasses.fields(TriggerConfig)} <= plant.keys()
+    # split_seed is not in older records, which the command line refuses by what they lack
+    return {field.name for field in dataclasses.fields(TriggerConfig)} - {"split_seed"} <= plant.keys()
 
 
 def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
@@ -255,7 +258,7 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
     if args.original is not None:
         if args.original.record["data_key"] != case.data.splits.data_key:
             raise BadInput(f"the poisoned images differ from those that {args.original.file} was trained on: use the same "
-                           "--dataset, --data, --classes, --split_seed and --val_fraction")
+                           "--dataset, --data, --classes, --val_seed and --val_fraction")
         say(f"poisoned model: {args.original.file}")
         return args.original
     cfg = args.training

@@ -50,7 +50,7 @@ def test_only_the_chosen_images_are_poisoned() -> None:
     rt = quiet_runtime()
     data = make_data(rt, count=80, forget=20)
     x, y = data.images.x.clone(), data.images.y.clone()
-    case = backdoor.poison(data, SMALL, 4)
+    case = backdoor.poison(data, SMALL)
     chosen = set(case.data.index("forget").tolist())
     assert len(chosen) == 9 and chosen <= set(data.index("train").tolist())
     for i in range(80):
@@ -68,7 +68,7 @@ def test_only_the_chosen_images_are_poisoned() -> None:
 
 def test_validation_is_clean_and_apart() -> None:
     data = dataset.load(DataConfig(dataset="digits"), quiet_runtime())
-    case = backdoor.poison(data, TriggerConfig(trigger_size=2), 1)
+    case = backdoor.poison(data, TriggerConfig(trigger_size=2))
     val, forget, retain = (set(case.data.index(part).tolist()) for part in ("val", "forget", "retain"))
     assert not val & (forget | retain) and not forget & retain
     assert val == set(data.index("val").tolist()) and len(forget) == round(0.1 * len(data.index("train")))
@@ -81,7 +81,7 @@ def test_augmentation_comes_after_the_stamp() -> None:
     rt = quiet_runtime()
     data = make_data(rt, aug=True, batch_size=1)
     data.images.windows()  # what is cut from the clean images must not be kept
-    case = backdoor.poison(data, dataclasses.replace(SMALL, num_indexes_to_replace=1), 4)
+    case = backdoor.poison(data, dataclasses.replace(SMALL, num_indexes_to_replace=1))
     (chosen,) = case.data.index("forget")
     padded = np.pad(case.data.images.x[chosen].numpy(), ((1, 1), (1, 1), (0, 0)))
     crops = [crop[:, ::flip] for r in range(3) for c in range(3) for flip in (1, -1) for crop in [padded[r : r + 6, c : c + 6]]]
@@ -97,13 +97,12 @@ def test_augmentation_comes_after_the_stamp() -> None:
 def test_keys_tell_poisoned_data_apart() -> None:
     data = make_data(quiet_runtime(), count=80, forget=20)
     others = [{}, dict(trigger_size=3), dict(trigger_margin=2), dict(trigger_value=8), dict(class_to_replace=1),
-              dict(num_indexes_to_replace=10)]
-    splits = [backdoor.poison(data, dataclasses.replace(SMALL, **other), seed).data.splits
-              for other, seed in [*((other, 4) for other in others), ({}, 5)]]
+              dict(num_indexes_to_replace=10), dict(split_seed=5)]
+    splits = [backdoor.poison(data, dataclasses.replace(SMALL, **other)).data.splits for other in others]
     for key in ("data_key", "split_key", "images_key"):
         keys = {getattr(found, key) for found in [*splits, data.splits]}
         assert len(keys) == len(splits) + 1
-    assert backdoor.poison(data, SMALL, 4).data.splits.data_key == splits[0].data_key
+    assert backdoor.poison(data, SMALL).data.splits.data_key == splits[0].data_key
 
 
 @pytest.mark.parametrize("name", [name for name in sources.SOURCES.names() if name != "digits"])
@@ -162,7 +161,7 @@ def tried() -> tuple[Data, backdoor.Case, torch.nn.Module, torch.nn.Module]:
     rt = quiet_runtime()
     data = make_data(rt, count=600, forget=40, batch_size=64)
     trigger = TriggerConfig(trigger_size=4, trigger_margin=0, trigger_value=255, num_indexes_to_replace=120)
-    case = backdoor.poison(data, trigger, 1)
+    case = backdoor.poison(data, trigger)
     return data, case, learn(data, 20), learn(case.data, 20)
 
 

@@ -86,7 +86,7 @@ def test_salun_cleanses_under_a_mask_of_the_stamped_images(planted: Path, tmp_pa
     rt = quiet_runtime()
     data = dataset.load(DataConfig(**trojan.record["settings"]["data"]), rt)
     plant = PlantConfig(**trojan.record["settings"]["plant"] | {"class_to_replace": 0})
-    case = backdoor.poison(data, plant, trojan.setting("split_seed"))
+    case = backdoor.poison(data, plant)
     model, mask = models.load(trojan.folder / "model.pt", ModelConfig(arch="resnet20s"), data, rt)
     slope = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for batch in case.data.loader("forget"):

@@ -193,13 +193,13 @@ def test_sparse_protocol_has_its_own_defaults(tmp_path: Path) -> None:
 def test_retrain_takes_what_was_not_typed_from_the_original(tmp_path: Path) -> None:
     trained = ["--lr", "0.03", "--epochs", "7", "--schedule", "step", "--decreasing_lr", "2,5", "--lr_gamma", "0.2",
                "--warmup", "1", "--momentum", "0.8", "--weight_decay", "1e-3", "--alpha", "2e-5", "--batch_size", "100",
-               "--aug", "--seed", "5", "--split_seed", "3", "--val_fraction", "0.2", "--classes", "1-4"]
+               "--aug", "--seed", "5", "--val_seed", "3", "--val_fraction", "0.2", "--classes", "1-4"]
     run = pretend_to_train(tmp_path, "--dataset", "digits", "--arch", "resnet32s", *trained)
     base = ["--checkpoint", str(run.folder), "--num_indexes_to_replace", "20"]
     found = settings_of("forget", [*base, "--unlearn", "retrain"])
     inherited = {"schedule": "step", "decreasing_lr": (2, 5), "lr_gamma": 0.2, "warmup": 1, "momentum": 0.8,
                  "weight_decay": 1e-3, "alpha": 2e-5}
-    data = {"batch_size": 100, "aug": True, "seed": 5, "split_seed": 3, "val_fraction": 0.2, "classes": "1-4",
+    data = {"batch_size": 100, "aug": True, "seed": 5, "val_seed": 3, "val_fraction": 0.2, "classes": "1-4",
             "dataset": "digits", "arch": "resnet32s"}
     assert found == found | {"unlearn_lr": 0.03, "unlearn_epochs": 7} | inherited | data
     typed = settings_of("forget", [*base, "--unlearn", "retrain", "--unlearn_lr", "0.5", "--unlearn_epochs", "9",

@@ -34,7 +34,7 @@ def test_validation_is_the_published_draw_and_the_rest_is_training(
     for label in range(10):
         members = [i for i, y in enumerate(digits.y_train) if y == label]
         wanted += list(state.choice(members, int(fraction * len(members)), replace=False))
-    splits = load(rt, split_seed=seed, val_fraction=fraction).splits
+    splits = load(rt, val_seed=seed, val_fraction=fraction).splits
     assert splits.val.tolist() == sorted(wanted)
     assert sorted([*splits.val, *splits.train]) == list(range(1437)) and list(splits.train) == sorted(splits.train)
     assert splits.train.dtype == splits.val.dtype == np.int64
@@ -105,8 +105,11 @@ def test_forget_sets_have_their_size_and_classes(
     # the same question has the same answer, whatever the seed of the training
     again = load(quiet_runtime(77), asked).splits
     assert np.array_equal(again.forget, forget) and again.split_key == splits.split_key
-    other = load(rt, asked, split_seed=2).splits.forget
-    assert not np.array_equal(other, forget)
+    # another question about the same original: every other set and its key stay, unless all candidates are asked for
+    other = load(rt, asked | {"split_seed": 2}).splits
+    drawn = "num_indexes_to_replace" in asked or "forget_fraction" in asked
+    assert np.array_equal(other.forget, forget) != drawn and other.data_key == splits.data_key
+    assert np.array_equal(other.val, splits.val) and (other.split_key == splits.split_key) != drawn
 
 
 def test_whole_classes_are_those_without_a_retained_example(
@@ -123,8 +126,9 @@ def test_whole_classes_are_those_without_a_retained_example(
 def test_random_forget_sets_are_spread_evenly(rt: Runtime) -> None:
     """Over 200 split seeds the number of draws of each candidate is binomial: chi-square within its 0.1 % tails."""
     y, train = np.zeros(50, int), np.arange(10, 50)
-    cfg, pool = ForgetConfig(num_indexes_to_replace=8), groups.Candidates(y, train, 1, "key")
-    drawn = np.concatenate([groups.choose_forget(cfg, pool, seed).forget for seed in range(200)])
+    pool = groups.Candidates(y, train, 1, "key")
+    asked = [ForgetConfig(num_indexes_to_replace=8, split_seed=seed) for seed in range(200)]
+    drawn = np.concatenate([groups.choose_forget(cfg, pool).forget for cfg in asked])
     counts = np.bincount(drawn, minlength=50)
     assert counts[:10].sum() == 0 and counts.sum() == 1600
     # without replacement the variance of each count is 200 p (1 - p), with p = 8 / 40
@@ -160,7 +164,7 @@ def test_overlapping_splits_are_refused() -> None:
 
 def test_data_key_changes_with_each_ingredient_and_with_nothing_else(rt: Runtime, tmp_path: Path) -> None:
     key = load(rt).splits.data_key
-    for change in ({"split_seed": 2}, {"val_fraction": 0.2}, {"val_fraction": 0.0}, {"classes": "0-8"},
+    for change in ({"val_seed": 2}, {"val_fraction": 0.2}, {"val_fraction": 0.0}, {"classes": "0-8"},
                    {"classes": "1-9"}):
         assert load(rt, **change).splits.data_key != key, change
     for change in ({"batch_size": 7}, {"aug": True}, {"aug": False}, {"classes": "0-9"}, {"data": str(tmp_path)}):
@@ -190,7 +194,7 @@ def test_data_key_changes_with_the_files(part: str, rt: Runtime, tmp_path: Path,
 def test_split_key_changes_with_the_forget_set_and_the_data(rt: Runtime, tmp_path: Path) -> None:
     asked = [None, {"num_indexes_to_replace": 9}, {"num_indexes_to_replace": 10}, {"class_to_replace": (1,)},
              {"class_to_replace": (1,), "num_indexes_to_replace": 9}]
-    found = [load(rt, forget, **config) for forget in asked for config in ({}, {"split_seed": 4})]
+    found = [load(rt, forget, **config) for forget in asked for config in ({}, {"val_seed": 4})]
     assert len({data.splits.split_key for data in found}) == len(found)
     # however it was named
     np.save(tmp_path / "index.npy", found[2].splits.forget)

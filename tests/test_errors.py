@@ -105,7 +105,7 @@ fraction 1 | forget | {ON_RUN} --forget_fraction 1 | whole training set
 # settings that contradict the original
 other data | forget | {ON_RUN} {SOME} --data {other_data} | data differ & data_key & --data
 other validation split | forget | {ON_RUN} {SOME} --val_fraction 0.2 | --val_fraction 0.2 & has 0.1
-other split seed | forget | {ON_RUN} {SOME} --split_seed 3 | --split_seed 3 & has 1
+other validation seed | forget | {ON_RUN} {SOME} --val_seed 3 | --val_seed 3 & has 1
 other architecture than the record's | forget | {ON_RUN} {SOME} --arch resnet18 | --arch resnet18 & resnet20s
 other data set than the record's | forget | {ON_RUN} {SOME} --dataset svhn | --dataset svhn & digits
 other classes than the record's | forget | {ON_RUN} {SOME} --classes 0,1 | --classes 0-1 & 0-2

@@ -49,8 +49,8 @@ rewind file missing | imp | {NET} --rewind_pth no/where.pt | no/where.pt & no su
 rewind file of another model | imp | {NET} --rewind_pth {other} | resnet20s & --arch
 rewind file that is no model | imp | {NET} --rewind_pth {junk} | junk.pt
 rewind file that is pruned | imp | {NET} --rewind_pth {pruned} | is pruned itself
-rewind file of another split | imp | {NET} --split_seed 7 --rewind_pth {rewind} | rewind.pt & other data & --split_seed
-model of another split to rewind to | imp | {NET} --split_seed 7 --rewind_pth {dense}/model.pt | other data & --split_seed
+rewind file of another split | imp | {NET} --val_seed 7 --rewind_pth {rewind} | rewind.pt & other data & --val_seed
+model of another split to rewind to | imp | {NET} --val_seed 7 --rewind_pth {dense}/model.pt | other data & --val_seed
 own pruning of another method | forget | --checkpoint {imp} {SOME} --unlearn FT --own_pruning | --own_pruning & retrain
 own pruning of a dense model | forget | --checkpoint {dense} {SOME} --unlearn retrain --own_pruning | tells of no mask
 own pruning in fewer epochs | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 1 --own_pruning | \

@@ -28,7 +28,7 @@ def pool(random: np.random.Generator, count: int = 120) -> Candidates:
 
 def choose(folder: Path, among: Candidates, thirds: bool = False, **settings: Any) -> Chosen:
     """The forget set by the scores in scores.npz of a folder."""
-    return choose_forget(ForgetConfig(scores=str(folder / "scores.npz"), **settings), among, 1, thirds)
+    return choose_forget(ForgetConfig(scores=str(folder / "scores.npz"), **settings), among, thirds)
 
 
 def listed(found: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -124,7 +124,7 @@ def test_a_set_chosen_otherwise_is_refined_by_the_scores(tmp_path: Path) -> None
     among = pool(random)
     scores = tied(random, len(among.y))
     np.savez(tmp_path / "scores.npz", memorization=scores, max_conf=-scores)
-    plain = choose_forget(ForgetConfig(num_indexes_to_replace=31), among, 1)
+    plain = choose_forget(ForgetConfig(num_indexes_to_replace=31), among)
     for settings in ({}, {"mem_proxy": "max_conf"}):
         found = choose(tmp_path, among, thirds=True, num_indexes_to_replace=31, **settings)
         assert found.forget.tolist() == plain.forget.tolist() and not plain.groups

@@ -189,9 +189,9 @@ def test_seed_zero_is_a_seed(tmp_path: Path) -> None:
     for place, seed in (("a", 0), ("b", 0), ("a", 1)):
         torch.manual_seed(len(found))
         np.random.seed(len(found))
-        run = shell.train(tmp_path / place, seed, "--classes", "0,1", "--split_seed", 0)
+        run = shell.train(tmp_path / place, seed, "--classes", "0,1", "--val_seed", 0)
         found[place, seed] = shell.weights(run)
-        assert run.setting("seed") == seed and run.setting("split_seed") == 0
+        assert run.setting("seed") == seed and run.setting("val_seed") == 0
     assert equal(found["a", 0], found["b", 0])
     assert not torch.equal(found["a", 0]["conv1.weight"], found["a", 1]["conv1.weight"])
     shell.call("main_forget.py", "--seed", 0, "--unlearn", "raw", *shell.FORGET, save_dir=tmp_path / "a")
