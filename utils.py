@@ -70,13 +70,9 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
         return
     inside = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
     if not inside or math.isinf(value):  # NaN fails every comparison
-        left = f"({_told(meta['above'])}" if meta["above"] > -math.inf else f"[{_told(meta['low'])}"
-        right = f"{_told(meta['high'])}]" if meta["high"] < math.inf else f"{_told(meta['below'])})"
-        raise BadInput(f"--{name} must lie in {left}, {right}; got {_told(value)}")
-
-
-def _told(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"  # a seed to its last digit
+        left = f"({meta['above']:.10g}" if meta["above"] > -math.inf else f"[{meta['low']:.10g}"
+        right = f"{meta['high']:.10g}]" if meta["high"] < math.inf else f"{meta['below']:.10g})"
+        raise BadInput(f"--{name} must lie in {left}, {right}; got {value:.10g}")
 
 
 class Registry(Generic[T]):
