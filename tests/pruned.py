@@ -11,7 +11,8 @@ import torch
 from test_prune import counted
 
 import prune
-from utils import Saved, find_runs
+from trainer import Sgd
+from utils import Mask, Saved, find_runs
 
 NET = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64", "--seed", "1"]
 SHORT = [*NET, "--epochs", "3"]
@@ -50,6 +51,19 @@ def assert_sparse(folder: Path, count: int) -> dict[str, torch.Tensor]:
     return mask
 
 
+def leaks(patch: pytest.MonkeyPatch, mask: Mask) -> list[int]:
+    """How many of the pruned weights are not 0 after each pass of any training, whatever is written later."""
+    found, real = [], Sgd.epoch
+
+    def epoch(self: Sgd, *args: Any) -> float:
+        loss, now = real(self, *args), dict(self.model.named_parameters())
+        found.append(sum(int(now[name].detach()[~part].count_nonzero()) for name, part in mask.items()))
+        return loss
+
+    patch.setattr(Sgd, "epoch", epoch)
+    return found
+
+
 def starts(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What each training begins with, as the rounds go on: weights, mask, epoch of the schedule and epochs."""
     seen, real = [], prune.fit
@@ -57,7 +71,8 @@ def starts(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def fit(model: Any, loader: Any, cfg: Any, rt: Any, run: Any, mask: Any = None, first: int = 0, epochs: Any = None,
             snapshot: int = 0) -> None:
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        seen.append({"state": state, "mask": mask, "first": first, "epochs": epochs, "index": loader.index})
+        order = loader.shuffle.initial_seed()
+        seen.append({"state": state, "mask": mask, "first": first, "epochs": epochs, "index": loader.index, "order": order})
         real(model, loader, cfg, rt, run, mask, first, epochs, snapshot)
 
     patch.setattr(prune, "fit", fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,37 @@ def test_recipes_default_is_the_papers() -> None:
     for opt.at in range(30):
         rates.append(opt.rate(1))
     assert rates == pytest.approx([1e-2] * 16 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 4)
+
+
+def test_fast_recipe_is_eight_epochs_under_a_triangle() -> None:
+    """The README's 8 epochs of 128 images a step: the rate rises to 0.1 over two of them and falls to 0 over six."""
     fast = PoolConfig.named("fast", models=10)
-    assert fast.pool_epochs < 12 and fast.schedule == "linear" and fast.warmup > 0 and fast.models == 10
+    own = {"pool_epochs": 8, "pool_lr": 0.1, "pool_batch": 128, "schedule": "linear", "warmup": 2}
+    assert {name: getattr(fast, name) for name in own} == own
+    assert dataclasses.replace(fast, **{name: getattr(PoolConfig(), name) for name in own}) == PoolConfig(
+        recipe="fast", models=10)
+    setup, rates = make_setup(torch.float32), []
+    opt = engines.Sgd(setup.new(0), fast, lr=fast.pool_lr, epochs=fast.pool_epochs, rt=setup.rt)
+    for opt.at in range(8):
+        rates.append(opt.rate(1))
+    assert rates == pytest.approx([0.05, 0.1, *(0.1 * left / 6 for left in (5, 4, 3, 2, 1, 0))])
+
+
+def test_models_of_a_pool_begin_with_weights_of_their_own() -> None:
+    """Two numbers share no tensor that is drawn; one number has the same ones whenever it is made."""
+    setup = make_setup(torch.float32)
+    first, again, other = (snapshot(setup.new(number)) for number in (0, 0, 1))
+    drawn = [name for name, value in first.items() if value.dim() > 1]
+    assert equal(first, again) and len(drawn) > 6 and not [name for name in drawn if torch.equal(first[name], other[name])]
+
+
+def test_models_of_a_pool_crop_and_flip_by_streams_of_their_own() -> None:
+    """Of one image in every place, so that no order shows in the batches."""
+    setup = make_setup(torch.float32, aug=True)
+    setup.data.images.x[:] = setup.data.images.x[0].clone()
+    (cut,) = subsets(setup, [0], 40)
+    first, again, other = (torch.cat([batch.x for batch in setup.loader(number, cut)]) for number in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_outputs_of_the_engines_are_those_of_the_trained_models() -> None:

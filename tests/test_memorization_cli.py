@@ -162,6 +162,22 @@ def test_unlearned_model_has_no_learning_events_of_its_own(made: Path, tmp_path:
         assert shell.only(tmp_path / file.stem, "forget").record["scores"]["seconds"] == pytest.approx(cost, abs=6e-4)
 
 
+def test_seconds_of_recorded_curvature_are_counted(made: Path, tmp_path: Path) -> None:
+    """By the events beside the original as by a copy of them; none of the other events, which the curvature needs not."""
+    original = shell.only(made, "train")
+    recording = original.record["seconds"]["curvature"]
+    assert abs(recording - original.record["seconds"]["events"]) > 0.01
+    shell.call("main_memorization.py", "--checkpoint", original.folder, "--score", "loss_curvature", "--curvature", "recorded",
+               save_dir=tmp_path)
+    copy = shell.only(tmp_path, "memorization")
+    assert copy.record["seconds"]["events"] == recording
+    for file, cost in ((original.folder / "events.npz", recording),
+                       (copy.folder / "scores.npz", recording + copy.record["seconds"]["score"])):
+        shell.forget(original, tmp_path / file.stem, "raw", "--mem", "high", "--mem_proxy", "loss_curvature",
+                     "--num_indexes_to_replace", 20, "--scores", file)
+        assert shell.only(tmp_path / file.stem, "forget").record["scores"]["seconds"] == pytest.approx(cost, abs=6e-4)
+
+
 def test_curvature_that_a_finished_run_lacks_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shell.train(tmp_path)
     capsys.readouterr()

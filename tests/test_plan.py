@@ -118,6 +118,17 @@ def test_flags_without_effect_are_refused(settings: dict[str, Any], said: str) -
         make(**settings)
 
 
+def test_another_forget_set_is_shuffled_otherwise(data: Data) -> None:
+    """By places in the set, so that the examples that stand there do not tell them apart; once more, the same."""
+    made, places = make("NG", shuffle=True), []
+    for first in (0, 1, 0):
+        forget = data.splits.train[first : first + 30]
+        parts = plan.grouped(made, data.forgetting(Chosen(forget, {}, {})))
+        places.append({level: np.searchsorted(forget, part).tolist() for level, part in parts.items()})
+        assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), forget)
+    assert places[0] == places[2] and all(places[0][level] != places[1][level] for level in LEVELS)
+
+
 # -------------------------------------------------------------------------------------------------------- retain sets
 
 TRAIN = np.arange(12)

@@ -114,6 +114,7 @@ def test_kept_weights_are_rewound_bit_by_bit(kind: str, tmp_path: Path, monkeypa
     shell.call("main_imp.py", *SHORT, "--prune_type", kind, *at, "--sparsity", "0.7", "--pruning_times", "3", save_dir=tmp_path)
     wanted = target(kind, tmp_path, seen)
     assert [one["first"] for one in seen] == ([0, 2, 2] if at else [0, 0, 0])
+    assert len({one["order"] for one in seen}) == 3  # each training shuffles in an order of its own
     for start in seen[1:]:
         for name, value in start["state"].items():
             kept = start["mask"].get(name, torch.ones_like(value, dtype=torch.bool))

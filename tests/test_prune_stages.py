@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import shell
 import torch
-from pruned import NET, TOTAL, assert_sparse, content, rounds, starts, trained
-from test_prune import same
+from pruned import NET, TOTAL, assert_sparse, content, leaks, rounds, starts, trained
+from test_prune import counted, same
 
 import arg_parser
+from unlearn import METHODS
 from utils import Saved, read_record
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -67,6 +69,36 @@ def test_retrain_keeps_the_sparse_structure(sparse: Path, tmp_path: Path) -> Non
     assert same(found["mask"], final["mask"])
     assert all(not found["state_dict"][name][~part].any() for name, part in final["mask"].items())
     assert run.setting("unlearn_lr") == 0.1 and run.setting("schedule") == "step"
+
+
+def test_pruned_weights_are_out_of_every_training(sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only in the files: 0 in retraining from its first step on, in steps without a saliency mask, held out."""
+    run = shell.only(sparse, "imp")
+    found = leaks(monkeypatch, content(run.folder)["mask"])
+    shell.forget(run, tmp_path, "retrain", *shell.FORGET)
+    shell.call("main_rum.py", "--checkpoint", run.folder, "--unlearn", "NG", "--unlearn_epochs", 1, "--shuffle", *shell.FORGET,
+               save_dir=tmp_path)
+    shell.call("main_memorization.py", "--checkpoint", run.folder, "--score", "ho_ret", "--ft_epochs", 1, save_dir=tmp_path)
+    assert found == [0] * 5
+
+
+def test_density_is_a_share_of_the_weights_that_are_left(sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a mask on disk as of a step's own; none of what they name is pruned."""
+    run = shell.only(sparse, "imp")
+    pruned, masks, real = content(run.folder)["mask"], [], type(METHODS["FT"]).apply
+
+    def apply(self: Any, model: Any, data: Any, cfg: Any, rt: Any, run: Any, mask: Any, *rest: Any) -> Any:
+        masks.append(mask)
+        return real(self, model, data, cfg, rt, run, mask, *rest)
+
+    monkeypatch.setattr(type(METHODS["FT"]), "apply", apply)
+    shell.call("generate_mask.py", "--checkpoint", run.folder, *shell.FORGET, "--density", 0.3, save_dir=tmp_path)
+    shell.call("main_rum.py", "--checkpoint", run.folder, "--unlearn", "FT", "--unlearn_epochs", 0, "--plan_name", "vanilla",
+               "--density", 0.3, *shell.FORGET, save_dir=tmp_path)
+    masks.append(torch.load(shell.only(tmp_path, "mask").folder / "with_0.3.pt", weights_only=True))
+    whole = sum(part.numel() for part in masks[0].values())
+    assert [counted(mask) for mask in masks] == [int(0.3 * (whole - TOTAL + counted(pruned)))] * 2
+    assert not any((mask[name] & ~part).any() for mask in masks for name, part in pruned.items())
 
 
 def test_retrain_can_find_its_own_mask_on_the_retain_set(sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

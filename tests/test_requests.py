@@ -57,6 +57,7 @@ def test_requests_follow_one_another(scored: tuple[Saved, Path], tmp_path: Path)
         assert step["forget"] == sorted(own) and step["retain"] == sorted(train - gone)
         assert not gone & set(step["retain"])
     assert set(seen[0]["retain"]) > set(lists[1].tolist())  # nobody knows of the second request yet
+    assert len({step["purpose"] for step in seen}) == 6  # no two steps of a stream draw alike
 
     shell.forget(scored[0], tmp_path, "retrain", "--forget_index", second.folder / "splits.npz", "--unlearn_epochs", 0)
     retrain = shell.only(tmp_path, "forget", unlearn="retrain")
@@ -64,12 +65,13 @@ def test_requests_follow_one_another(scored: tuple[Saved, Path], tmp_path: Path)
 
 
 def watch(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What every method that is applied begins with: weights, and its sets."""
+    """What every method that is applied begins with: weights, its sets, and the name of its random streams."""
     seen, real = [], type(METHODS["NG"]).apply
 
     def apply(self: Any, model: torch.nn.Module, data: Data, *rest: Any) -> None:
         before = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
-        seen.append({"before": before, "retain": data.splits.retain.tolist(), "forget": data.splits.forget.tolist()})
+        seen.append({"before": before, "retain": data.splits.retain.tolist(), "forget": data.splits.forget.tolist(),
+                     "purpose": rest[-1]})
         real(self, model, data, *rest)
 
     patch.setattr(type(METHODS["NG"]), "apply", apply)
