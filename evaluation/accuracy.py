@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from dataset import Data
-from evaluation import mia, tow
+from evaluation import mia, separation, tow
+from evaluation.mia import DRAWS, FITS
 from sources.arrays import UNREADABLE
 from trainer import predict
 from utils import BadInput, Config, Run, Runtime, hp
@@ -28,9 +29,17 @@ METRICS = {
     "UA": ("%", "as retrain's", "unlearning accuracy, 100 - forget"),
     "RA": ("%", "as retrain's", "remaining accuracy, retain"),
     "TA": ("%", "as retrain's", "testing accuracy, test"),
-    "MIA": ("%", "as retrain's", "MIA efficacy: share of the forget set that the confidence attack calls non-member; a "
-            "value above retrain's is over-forgetting, not success"),
+    "MIA": ("%", "as retrain's", "MIA efficacy: share of the forget set that the confidence attack calls non-member, mean over "
+            "draws (Monte-Carlo error in the record: `mia.error`); a value above retrain's is over-forgetting, not success"),
     "privacy": ("%", "50", "balanced accuracy of the confidence attack on held-out members and non-members"),
+    "AUC_forget": ("%", "as retrain's", "ROC AUC of the confidence of the forget set (as members) against test images of the "
+                   "same classes, weighted to its class proportions, classes forgotten whole among them; 50 = not to be told "
+                   "apart, above = still looks like a member, below = over-forgotten"),
+    "AUC_difference": ("points", "0", "AUC_forget minus retrain's"),
+    "TPR@1%, TPR@0.1%": ("%", "as retrain's", "share of the forget set above a margin that at most 1 % (0.1 %) of these test "
+                         "images exceed; the reason in its place where they are fewer than 1,000 (10,000)"),
+    "KS_forget": ("%", "retrain against retrain", "Kolmogorov-Smirnov distance between the margins (log p - log(1 - p) of the "
+                  "true class) of the forget set and those under retrain; sees over-forgetting, which ToW cannot"),
     "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
     "acc_low, acc_mid, acc_high": ("%", "as retrain's", "accuracy on the least, middle and most memorized part of the forget "
                                    "set (by ES: entangled), where scores cut it into groups"),
@@ -58,6 +67,10 @@ class EvaluationConfig(Config):
                   "RBF-SVC", choices=("threshold", "interval", "svc"), digest=False)
     mia_mode: str = hp("balanced", "members and non-members: a class-balanced draw with a held-out half, or the published "
                        "first ones of retain in order", choices=("balanced", "published"), digest=False)
+    mia_draws: int = hp(DRAWS, "balanced draws of members and non-members that every number of the attack is a mean over",
+                        low=1, digest=False)
+    mia_fits: int = hp(FITS, "the same of what is fitted by iteration (the probability vector; all under --mia svc); "
+                       "never more than --mia_draws", low=1, digest=False)
 
 
 def check(data: Data, cfg: EvaluationConfig) -> None:
@@ -115,7 +128,7 @@ def refresh(run: Run, cfg: EvaluationConfig) -> dict[str, Any]:
 
 
 def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -> dict[str, Any]:
-    """A record's metrics under the given attack."""
+    """A record's metrics under the given attack; anew where its own has other settings, as one of an older version has."""
     if record["evaluation"] == dataclasses.asdict(cfg):
         return record["metrics"]
     seed = record["settings"]["rt"]["seed"]
@@ -140,19 +153,28 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
     An output row that is not finite is a wrong answer; there is no attack on such a model.
     """
     parts = _parts(arrays, whole_classes)
-    test_all = _outputs(arrays, "test")
+    test_all = outputs_of(arrays, "test")
     found: dict[str, Any] = {part: of(o.logits, o.labels) for part, o in parts.items()}
     found["test_all"] = of(test_all.logits, test_all.labels)
     found |= {"UA": 100 - found["forget"], "RA": found["retain"], "TA": found["test"]}
     finite = all(bool(torch.isfinite(o.logits).all()) for o in (*parts.values(), test_all))
     found["collapsed"] = collapse(found["retain"], test_all.logits.shape[1], finite)
     if not finite:
-        return found | {"MIA": None, "privacy": None, "mia": {name: {} for name in ("forget", "privacy", "auc")}}
+        none = dict.fromkeys(("MIA", "privacy", "AUC_forget", *separation.LEVELS))
+        return found | none | {"mia": {name: {} for name in ("forget", "privacy", "auc", "auc_forget")}}
     attack = mia.membership(parts["retain"], parts["test"], parts["forget"], **_attack(cfg, seed))
-    percent = {name: {k: 100 * v for k, v in attack[name].items()} for name in ("forget", "privacy", "auc")}
-    found |= {"MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
-              "mia": percent | {name: attack[name] for name in ("members", "solver") if name in attack}}
-    return found
+    apart = separation.forget_against_test(parts["forget"], test_all)
+    attack["auc_forget"] = apart.pop("auc")
+    percent = {name: _percent(attack[name]) for name in ("forget", "privacy", "auc", "auc_forget", "error")}
+    return found | {"MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
+                    "AUC_forget": percent["auc_forget"].get("confidence"), **_percent(apart), "mia": attack | percent}
+
+
+def _percent(shares: Any) -> Any:
+    """Shares in %, in dictionaries of dictionaries too; what is no number stays."""
+    if isinstance(shares, dict):
+        return {name: _percent(value) for name, value in shares.items()}
+    return 100 * shares if isinstance(shares, float) else shares
 
 
 def of(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -162,24 +184,26 @@ def of(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 def nonmembers(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,
                seed: int) -> np.ndarray:
-    """Which examples of the forget set the confidence attack calls non-members, bool [N]; their share is ``MIA``."""
+    """In what share of draws the confidence attack calls each forget example a non-member, [N]; the mean is ``MIA``."""
     parts = _parts(arrays, whole_classes)
     return mia.nonmembers(parts["retain"], parts["test"], parts["forget"], **_attack(cfg, seed))
 
 
 def _parts(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...]) -> dict[str, mia.Outputs]:
     """The outputs of each part that there is; the test set's without the classes that are forgotten whole."""
-    parts = {part: _outputs(arrays, part) for part in PARTS if f"{part}_logits" in arrays}
+    parts = {part: outputs_of(arrays, part) for part in PARTS if f"{part}_logits" in arrays}
     return parts | {"test": parts["test"].take(np.flatnonzero(remaining(arrays, whole_classes)))}
 
 
-def _outputs(arrays: Mapping[str, np.ndarray], part: str) -> mia.Outputs:
+def outputs_of(arrays: Mapping[str, np.ndarray], part: str) -> mia.Outputs:
+    """Logits and labels of a part, of the arrays of outputs.npz."""
     return mia.Outputs(torch.from_numpy(arrays[f"{part}_logits"]), torch.from_numpy(arrays[f"{part}_labels"]))
 
 
 def _attack(cfg: EvaluationConfig, seed: int) -> dict[str, Any]:
     # the same members for every method of a seed
-    return {"rule": cfg.mia, "mode": cfg.mia_mode, "generator": np.random.default_rng([seed, 0x6D6961])}
+    return {"rule": cfg.mia, "mode": cfg.mia_mode, "count": cfg.mia_draws, "fits": cfg.mia_fits,
+            "generator": np.random.default_rng([seed, 0x6D6961])}
 
 
 def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) -> np.ndarray:

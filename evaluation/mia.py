@@ -5,22 +5,27 @@ forget set it calls non-member is the "MIA efficacy" of the unlearning papers; h
 model's, neither high nor low in itself. Its balanced accuracy on examples it was not fitted on ("privacy") says how
 much the model leaks at all: 0.5 is nothing.
 
+Which examples of retain and test are drawn moves the threshold, and with it the share by many points. So every number is
+a mean over draws, and its Monte-Carlo error stands beside it.
+
 Everything is computed from logits in float64. scikit-learn is imported where it is used.
 
-Shapes: N examples, K classes, p the softmax of the logits z, y the label.
+Shapes: N examples, K classes, D draws, p the softmax of the logits z, y the label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation import svc
+from evaluation import rules, svc
+from evaluation.draws import MODES, Draws, Sides, draws
 from utils import BadInput
 
 FEATURES = ("correctness", "confidence", "entropy", "m_entropy", "prob")
@@ -33,7 +38,8 @@ LARGER_IS_MEMBER = {
     "m_entropy_published": True,
 }
 RULES = ("threshold", "interval", "svc")
-MODES = ("balanced", "published")
+DRAWS, FITS = 50, 10  # draws of what is solved exactly, and of what is fitted by iteration
+AT_ONCE = 2**21  # numbers in one array of all draws times all values; more draws are taken one part after another
 
 
 @dataclass(frozen=True)
@@ -133,191 +139,83 @@ def published_m_entropy(probs: Tensor, labels: Tensor) -> Tensor:
     return -(torch.where(occurs, 1 - probs, probs) * log_p).sum(1)
 
 
-# ------------------------------------------------------------------------------------------ members and non-members
-
-
-def balanced_draw(
-    member_labels: np.ndarray, nonmember_labels: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of members and non-members with equally many of every class on both sides, as many as there are.
-
-    A class that one side lacks is left out. Position i holds the same class in both, classes one after the other and
-    random within a class, so that ``halves`` splits each class.
-
-    Args:
-        member_labels, nonmember_labels: int64 [N], [M].
-
-    Raises:
-        BadInput: no class occurs on both sides.
-    """
-    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for label in np.intersect1d(member_labels, nonmember_labels):
-        of_class = [np.flatnonzero(labels == label) for labels in (member_labels, nonmember_labels)]
-        size = min(len(index) for index in of_class)
-        for side, index in zip(sides, of_class, strict=True):
-            side.append(generator.permutation(index)[:size])
-    if not sides[0]:
-        raise BadInput(
-            f"no class occurs in both the {len(member_labels)} retain and the {len(nonmember_labels)} test examples; "
-            "the membership attack needs some of both"
-        )
-    return np.concatenate(sides[0]), np.concatenate(sides[1])
-
-
-def halves(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every other entry to fit with, the rest held out; of a balanced draw, half of every class (give or take one)."""
-    return index[0::2], index[1::2]
-
-
-def published_draw(num_retain: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """The released code's choice: the first |test| retain examples in data set order, and the whole test set.
-
-    Where retain is smaller than test the released code fails; here both sides are then cut to their first |retain|.
-
-    Raises:
-        BadInput: one side is empty.
-    """
-    size = min(num_retain, num_test)
-    if size == 0:
-        raise BadInput(f"the membership attack needs retain and test examples; got {num_retain} and {num_test}")
-    return np.arange(size), np.arange(size)
-
-
-# ------------------------------------------------------------------------------------------------------------- rules
-
-
-def best_threshold(member_values: np.ndarray, nonmember_values: np.ndarray, larger_is_member: bool) -> float:
-    """The threshold with the best balanced accuracy; exact, by one sort.
-
-    An example is called a member where value >= threshold (larger_is_member) or value <= threshold. Thresholds lie
-    midway between neighbouring distinct values, or at ±inf: all or none are members. Of equally good ones it is that
-    which calls most examples members, so that a tie never counts as forgetting.
-
-    Args:
-        member_values, nonmember_values: float [N], [M], none NaN.
-    """
-    if not larger_is_member:
-        return -best_threshold(-member_values, -nonmember_values, True)
-    cuts, gain = _cumulated_gain(member_values, nonmember_values)
-    # members are what lies above the cut: the less gained below it the better; argmin takes the lowest of equals
-    return float(cuts[np.argmin(gain)])
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The half-open interval low <= value < high, and whether the members are inside it or outside."""
-
-    low: float
-    high: float
-    members_inside: bool
-
-    def decide(self, values: np.ndarray) -> np.ndarray:
-        """Whether each value is called a member: bool [N]."""
-        return ((values >= self.low) & (values < self.high)) == self.members_inside
-
-
-def best_interval(member_values: np.ndarray, nonmember_values: np.ndarray) -> Interval:
-    """The interval with the best balanced accuracy, its inside either members or non-members; exact, by one sort.
-
-    Of all intervals the one with the largest sum of gains (maximum subarray). Ends lie midway between neighbouring
-    distinct values or at ±inf. Of equally good ones: members inside, then the lowest upper end, then the widest.
-
-    Args:
-        member_values, nonmember_values: float [N], [M], none NaN.
-    """
-    cuts, gain = _cumulated_gain(member_values, nonmember_values)
-    inside = _best_span(gain)
-    outside = _best_span(-gain)
-    members_inside = gain[inside[1]] - gain[inside[0]] >= gain[outside[0]] - gain[outside[1]]
-    start, stop = inside if members_inside else outside
-    if start == stop:
-        return Interval(-np.inf, np.inf, True)  # nothing gains: call all members
-    return Interval(float(cuts[start]), float(cuts[stop]), bool(members_inside))
-
-
-def _cumulated_gain(member_values: np.ndarray, nonmember_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All cuts between distinct values [C], and the gain of what lies below each [C].
-
-    A member below a cut counts +M, a non-member -N: integers in proportion to their share of the balanced accuracy, so
-    that equals are equal.
-    """
-    count_m, count_n = len(member_values), len(nonmember_values)
-    assert count_m and count_n, "an attack needs members and non-members"
-    values, group = np.unique(np.concatenate([member_values, nonmember_values]), return_inverse=True)
-    assert not np.isnan(values[-1]), "a feature is NaN"
-    of_value = np.bincount(group[:count_m], minlength=len(values)) * count_n
-    of_value = of_value - np.bincount(group[count_m:], minlength=len(values)) * count_m
-    between = values[:-1] / 2 + values[1:] / 2
-    # of adjacent floats the middle rounds to one of them; the cut must lie above the lower
-    between = np.where(between > values[:-1], between, values[1:])
-    return np.concatenate([[-np.inf], between, [np.inf]]), np.concatenate([[0], np.cumsum(of_value)])
-
-
-def _best_span(gain: np.ndarray) -> tuple[int, int]:
-    """Positions start <= stop with the largest gain[stop] - gain[start]."""
-    stop = int(np.argmax(gain - np.minimum.accumulate(gain)))
-    return int(np.argmin(gain[: stop + 1])), stop
-
-
-def area_under_curve(member_values: np.ndarray, nonmember_values: np.ndarray) -> float:
-    """ROC AUC: the chance that a member's value exceeds a non-member's, ties counted half; 0 to 1."""
-    ordered = np.sort(nonmember_values)
-    below = np.searchsorted(ordered, member_values, "left") + np.searchsorted(ordered, member_values, "right")
-    return float(below.mean() / (2 * len(ordered)))
-
-
 # ------------------------------------------------------------------------------------------------------------ attack
 
 
+class Result(NamedTuple):
+    """One feature's attack over D draws.
+
+    forget, privacy: [D], the share of the forget set called NON-member, and the balanced accuracy on held-out examples.
+    auc: [D], or None where the feature has no order. solver: what solved the fits.
+    """
+
+    forget: np.ndarray
+    privacy: np.ndarray
+    auc: np.ndarray | None
+    solver: str
+
+
 def membership(
-    retain: Outputs, test: Outputs, forget: Outputs, *, rule: str, mode: str, generator: np.random.Generator
+    retain: Outputs, test: Outputs, forget: Outputs, *, rule: str, mode: str, generator: np.random.Generator,
+    count: int = DRAWS, fits: int = FITS,
 ) -> dict[str, Any]:
     """Five attacks, one a feature, fitted on retain against test and asked about the forget set.
 
     Args:
         rule: for the four one-dimensional features the exact best ``threshold`` or ``interval``, and a logistic
             regression for ``prob``; or ``svc``, the published support vector machine for all five.
-        mode: ``balanced`` draws retain and test class by class, fits on one half and scores privacy on the other.
-            ``published`` fits on the first |test| retain examples and the whole test set, scores privacy by a second
-            fit on the first halves, and adds the feature ``m_entropy_published``.
-        generator: of the balanced draw; unused in mode ``published``.
+        mode: ``balanced`` draws retain and test class by class; the attack on the forget set is fitted on all of a draw,
+            that for privacy on one half and asked about the other. ``published`` fits on the first |test| retain examples
+            and the whole test set, scores privacy by a second fit on the first halves, and adds the feature
+            ``m_entropy_published``.
+        generator: of the balanced draws; unused in mode ``published``, which has one.
+        count: draws of the exact rules; fits: of the logistic regression and of the support vector machine, which take an
+            iterative fit a draw: the first ones of the same draws, never more than ``count``.
 
     Returns:
         forget: feature -> share of the forget set called NON-member, 0 to 1; closer to the retrained model's is better.
             ``confidence`` is the headline.
         privacy: feature -> balanced accuracy of the attack on examples it was not fitted on; 0.5 is no leak.
         auc: one-dimensional feature -> ROC AUC on the same examples, in the direction "member"; 0.5 is no leak.
+        draws: feature -> how many draws these are means over.
+        error: for each of ``forget``, ``privacy`` and ``auc``, feature -> Monte-Carlo standard error of the mean over draws,
+            0 to 1; None of a single draw.
         members: how many members the attacks on the forget set were fitted on (and as many non-members).
-        solver: with rule ``svc``, feature -> how the fit was solved (``svc.SvcAttack.solver``).
+        solver: with rule ``svc``, feature -> how the fits were solved (``svc.SvcAttack.solver``).
 
     Raises:
         BadInput: an unknown rule or mode, an empty forget set, too few examples, or logits that are not finite.
     """
-    for name, value, known in (("rule", rule, RULES), ("mode", mode, MODES)):
-        if value not in known:
-            raise BadInput(f"unknown {name} {value!r} of the membership attack; known: {', '.join(known)}")
-    if len(forget.labels) == 0:
-        raise BadInput("the forget set is empty; the membership attack has nothing to ask about")
-    published = mode == "published"
-    fit, privacy_fit, held_out = _draws(retain.labels, test.labels, published, generator)
-    values = [
-        tuple(_values(part.take(index), published) for part, index in zip((retain, test), draw, strict=True))
-        for draw in (fit, privacy_fit, held_out)
-    ]
-    return _attack(values, _values(forget, published), rule)
+    pools, drawn = _drawn(retain, test, forget, rule, mode, generator, count)
+    asked = _values(forget, mode == "published")
+    found: dict[str, Any] = {"forget": {}, "privacy": {}, "auc": {}, "draws": {}, "members": drawn.fit[0].shape[1]}
+    found["error"] = {name: {} for name in ("forget", "privacy", "auc")}
+    for name, values in asked.items():
+        result = _attack(_Attack(rule, name, *(pool[name] for pool in pools)), values, _of(drawn, rule, name, fits))
+        found["draws"][name] = len(result.forget)
+        for kind, over in (("forget", result.forget), ("privacy", result.privacy), ("auc", result.auc)):
+            if over is not None:
+                found[kind][name], found["error"][kind][name] = float(over.mean()), _error(over)
+        if rule == "svc":
+            found.setdefault("solver", {})[name] = result.solver
+    return found
 
 
-def nonmembers(retain: Outputs, test: Outputs, forget: Outputs, *, rule: str, mode: str, generator: np.random.Generator,
-               feature: str = "confidence") -> np.ndarray:
-    """Which forget examples the attack on one feature calls non-members, bool [N]; arguments as of ``membership``.
+def nonmembers(
+    retain: Outputs, test: Outputs, forget: Outputs, *, rule: str, mode: str, generator: np.random.Generator,
+    count: int = DRAWS, fits: int = FITS, feature: str = "confidence",
+) -> np.ndarray:
+    """The share of draws in which the attack on one feature calls each forget example a non-member, float64 [N], 0 to 1.
 
-    The fit is that of ``membership``, so that the share of them over any part of the forget set is what ``membership`` would
-    say of that part alone (``m_entropy_published`` aside, which depends on the whole batch).
+    Arguments are as of ``membership``, and so are the fits: the mean over any part of the forget set is what ``membership``
+    would say of that part alone (``m_entropy_published`` aside, which depends on the whole batch).
     """
-    published = mode == "published"
-    fit = _draws(retain.labels, test.labels, published, generator)[0]
-    sides = [_values(part.take(index), published)[feature] for part, index in zip((retain, test), fit, strict=True)]
-    return ~_fit(rule, feature, *sides)[0](_values(forget, published)[feature]).astype(bool)
+    pools, drawn = _drawn(retain, test, forget, rule, mode, generator, count)
+    drawn = _of(drawn, rule, feature, fits)
+    attack = _Attack(rule, feature, *(pool[feature] for pool in pools))
+    values = _values(forget, mode == "published")[feature]
+    called = [(~attack.fit(part.fit)[0](values)).sum(0) for part in drawn.parts(attack.at_once(values))]
+    return np.sum(called, axis=0) / len(drawn)
 
 
 def check_labels(retain: Tensor, test: Tensor, mode: str) -> None:
@@ -326,67 +224,117 @@ def check_labels(retain: Tensor, test: Tensor, mode: str) -> None:
     Raises:
         BadInput: as ``membership`` would, later.
     """
-    _draws(retain, test, mode == "published", np.random.default_rng(0))
+    draws(retain.cpu().numpy(), test.cpu().numpy(), mode, 1, np.random.default_rng(0))
 
 
-def _draws(
-    retain: Tensor, test: Tensor, published: bool, generator: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """From the labels: (member index, non-member index) to fit on, to fit on for privacy, and held out for privacy."""
-    if published:
-        fit = published_draw(len(retain), len(test))
-        size = len(fit[0]) // 2
-        privacy_fit = np.arange(size), np.arange(size)
-        held_out = np.arange(size, len(retain)), np.arange(size, len(test))
-    else:
-        drawn = balanced_draw(retain.cpu().numpy(), test.cpu().numpy(), generator)
-        (fit_m, held_m), (fit_n, held_n) = (halves(index) for index in drawn)
-        fit, privacy_fit, held_out = (fit_m, fit_n), (fit_m, fit_n), (held_m, held_n)
-    if min(len(index) for index in (*privacy_fit, *held_out)) == 0:
-        raise BadInput("the membership attack needs two retain and two test examples of the same classes at least")
-    return [fit, privacy_fit, held_out]
+Values = Mapping[str, np.ndarray]
+
+
+def _drawn(
+    retain: Outputs, test: Outputs, forget: Outputs, rule: str, mode: str, generator: np.random.Generator, count: int
+) -> tuple[tuple[Values, Values], Draws]:
+    """The features of all that is drawn from, of members and of non-members, and the draws: indices of them."""
+    for name, value, known in (("rule", rule, RULES), ("mode", mode, MODES)):
+        if value not in known:
+            raise BadInput(f"unknown {name} {value!r} of the membership attack; known: {', '.join(known)}")
+    if len(forget.labels) == 0:
+        raise BadInput("the forget set is empty; the membership attack has nothing to ask about")
+    drawn = draws(retain.labels.cpu().numpy(), test.labels.cpu().numpy(), mode, count, generator)
+    if mode == "balanced":
+        return (_values(retain, False), _values(test, False)), drawn
+    # the published modified entropy is that of a batch: each set's own, one set behind another
+    pools, sides = [], []
+    for side, part in enumerate((retain, test)):
+        sets = [pair[side][0] for pair in drawn]
+        values = [_values(part.take(index), True) for index in sets]
+        pools.append({name: np.concatenate([value[name] for value in values]) for name in values[0]})
+        ends = np.cumsum([len(index) for index in sets])
+        sides.append([np.arange(end - len(index), end)[None] for end, index in zip(ends, sets, strict=True)])
+    return (pools[0], pools[1]), Draws(*zip(*sides, strict=True))
 
 
 def _values(outputs: Outputs, published: bool) -> dict[str, np.ndarray]:
+    """The features in float64; one-dimensional ones turned so that larger values speak for a member."""
     values = features(outputs)
     if published:
         # per set as it is handed over, and in float32, where small probabilities vanish: both as released
         values["m_entropy_published"] = published_m_entropy(outputs.logits.float().softmax(1), outputs.labels).double()
-    return {name: value.cpu().numpy() for name, value in values.items()}
+    return {name: (value if LARGER_IS_MEMBER.get(name, True) else -value).cpu().numpy() for name, value in values.items()}
 
 
-def _attack(values: list[tuple[dict, ...]], forget: dict[str, np.ndarray], rule: str) -> dict[str, Any]:
-    result: dict[str, Any] = {"forget": {}, "privacy": {}, "auc": {}, "members": len(values[0][0]["confidence"])}
-    for name in forget:
-        fit, privacy_fit, held_out = (tuple(side[name] for side in sides) for sides in values)
-        decide, solver = _fit(rule, name, *fit)
-        decide_privacy, privacy_solver = (decide, solver) if values[0] is values[1] else _fit(rule, name, *privacy_fit)
-        result["forget"][name] = float(1 - decide(forget[name]).mean())
-        found, spared = decide_privacy(held_out[0]).mean(), 1 - decide_privacy(held_out[1]).mean()
-        result["privacy"][name] = float(found + spared) / 2
-        if name in LARGER_IS_MEMBER:
-            sign = 1 if LARGER_IS_MEMBER[name] else -1
-            result["auc"][name] = area_under_curve(sign * held_out[0], sign * held_out[1])
-        if rule == "svc":
-            result.setdefault("solver", {})[name] = ", ".join(dict.fromkeys((solver, privacy_solver)))
-    return result
+def _of(drawn: Draws, rule: str, name: str, fits: int) -> Draws:
+    """The draws of one feature."""
+    return drawn.take(slice(fits)) if rule == "svc" or name == "prob" else drawn
 
 
-def _fit(
-    rule: str, name: str, members: np.ndarray, nonmembers: np.ndarray
-) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """The decision (values -> bool, True = member) and what solved it."""
-    if rule == "svc" or name == "prob":
-        rows = np.concatenate([members, nonmembers])
+def _error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def _attack(attack: _Attack, asked: np.ndarray, drawn: Draws) -> Result:
+    """One feature's attack on the values of the forget set."""
+    found, solvers = [], []
+    for part in drawn.parts(attack.at_once(asked)):
+        (decide, solver), (decide_held_out, other) = attack.fit(part.fit), attack.fit(part.privacy)
+        members, others = (values[index] for values, index in zip(attack.pools, part.held_out, strict=True))
+        success = (decide_held_out(members).mean(1) + 1 - decide_held_out(others).mean(1)) / 2
+        auc = rules.areas(*attack.counts(part.held_out)) if attack.name in LARGER_IS_MEMBER else None
+        found.append((1 - decide(asked).mean(1), success, auc))
+        solvers += [*solver, *other]
+    forget, privacy, auc = zip(*found, strict=True)
+    return Result(np.concatenate(forget), np.concatenate(privacy), None if auc[0] is None else np.concatenate(auc),
+                  ", ".join(dict.fromkeys(solvers)))
+
+
+# what is asked about, [M] or [M, K] the same for all draws or [D, M] or [D, M, K], to bool [D, M]: a member?
+Decide = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """A rule on one feature, and the values that members and non-members are drawn from: [N] or [N, K]."""
+
+    rule: str
+    name: str
+    members: np.ndarray
+    others: np.ndarray
+
+    @property
+    def pools(self) -> Sides:
+        return self.members, self.others
+
+    @functools.cached_property
+    def grid(self) -> tuple[np.ndarray, Sides]:
+        """The distinct values of both pools in order [U], and where those of each are among them."""
+        values, place = np.unique(np.concatenate(self.pools), return_inverse=True)
+        return values, (place[: len(self.members)], place[len(self.members) :])
+
+    def at_once(self, asked: np.ndarray) -> int:
+        """How many draws are taken together, of which AT_ONCE numbers are one array."""
+        return max(1, AT_ONCE // max(self.members.size + self.others.size, asked.size))
+
+    def counts(self, index: Sides) -> Sides:
+        values, places = self.grid
+        return tuple(rules.counts(place, side, len(values)) for place, side in zip(places, index, strict=True))
+
+    def fit(self, index: Sides) -> tuple[Decide, list[str]]:
+        """The decision after a fit on the draws ``index``, and what solved each."""
+        if self.rule == "svc" or self.name == "prob":
+            fits = [self._iterated(*draw) for draw in zip(*index, strict=True)]
+            return (lambda asked: np.stack([
+                fit(asked if asked.ndim == self.members.ndim else asked[draw]) for draw, (fit, _) in enumerate(fits)
+            ])), [solver for _, solver in fits]
+        best = rules.best_intervals if self.rule == "interval" else rules.best_thresholds
+        return best(self.grid[0], *self.counts(index)).decide, ["exact"]
+
+    def _iterated(self, members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+        """A support vector machine or a logistic regression, fitted on one draw."""
+        rows = np.concatenate([self.members[members], self.others[others]])
         member = np.arange(len(rows)) < len(members)
-        if rule == "svc":
+        if self.rule == "svc":
             attack = svc.fit(rows, member)
             return attack.decide, attack.solver
         from sklearn.linear_model import LogisticRegression
 
-        return LogisticRegression(max_iter=1000).fit(rows, member).predict, "logistic regression"
-    if rule == "interval":
-        return best_interval(members, nonmembers).decide, "exact"
-    larger = LARGER_IS_MEMBER[name]
-    threshold = best_threshold(members, nonmembers, larger)
-    return (lambda values: values >= threshold if larger else values <= threshold), "exact"
+        # the exact minimum: the default solver stops where hardly anything can be learnt, which is the usual case
+        return LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(rows, member).predict, "logistic regression"

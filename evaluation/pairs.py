@@ -142,7 +142,7 @@ def pairs(cfg: AnalysisConfig) -> list[Pair]:
         if len(beside) > 1:
             raise BadInput(f"{run.folder} has several retrains: {', '.join(str(b.folder) for b in beside)}; keep one")
     used = [retrains[key][0] for key in dict.fromkeys(map(_pairing, kept))]
-    attack = EvaluationConfig(mia=cfg.mia, mia_mode=cfg.mia_mode)
+    attack = EvaluationConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(EvaluationConfig)})
     metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in [*used, *kept]}
     places = _places(used, kept)
     parts = _parts([*used, *kept])

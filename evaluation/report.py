@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from evaluation import accuracy, tow
+from evaluation import accuracy, separation, tow
 from evaluation.accuracy import load_outputs, remaining
 from evaluation.pairs import AnalysisConfig, Pair, Setting, is_plan, name_of, needs_scores, pairs
 from groups import LEVELS
@@ -38,6 +39,7 @@ def measures(pair: Pair) -> dict[str, float]:
                if own.get(name) is not None}
     numbers |= {f"MIA_{feature}": value for feature, value in own["mia"]["forget"].items()}
     numbers |= {f"AUC_{feature}": value for feature, value in own["mia"]["auc"].items()}
+    numbers |= apart(pair)
     numbers["ToW"] = tow.tow(_shares(own), _shares(ref))
     if own["MIA"] is not None and ref["MIA"] is not None:
         numbers["ToW-MIA"] = tow.tow_mia(_shares(own), _shares(ref))
@@ -48,11 +50,33 @@ def measures(pair: Pair) -> dict[str, float]:
         a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
         if torch.isfinite(a).all() and torch.isfinite(b).all():
             numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
+    if (distance := _margin_distance(ours, theirs)) is not None:
+        numbers["KS_forget"] = distance
     spent, scores = pair.run.record["seconds"], pair.run.record.get("scores", {})
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
     numbers["seconds_scores"] = scores["seconds"] if needs_scores(pair.run) else 0.0
     numbers["seconds_total"] = numbers["seconds"] + numbers["seconds_scores"]
     return numbers | by_group(pair, ours)
+
+
+def apart(pair: Pair) -> dict[str, float]:
+    """What stands beside the membership attack, in percent: its Monte-Carlo error, forget against test without a threshold."""
+    own, ref = pair.metrics, pair.reference
+    found = {name: own[name] for name in ("AUC_forget", *separation.LEVELS) if isinstance(own[name], float)}
+    found |= {f"AUC_forget_{feature}": value for feature, value in own["mia"]["auc_forget"].items() if feature != "confidence"}
+    if "AUC_forget" in found and ref["AUC_forget"] is not None:
+        found["AUC_difference"] = found["AUC_forget"] - ref["AUC_forget"]
+    error = own["mia"].get("error", {}).get("forget", {}).get("confidence")
+    return found if error is None else found | {"MIA_error": error}
+
+
+def _margin_distance(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float | None:
+    """KS_forget of two runs' outputs in percent; None where one is not finite, or where they forget other examples."""
+    there = [outputs["forget_logits"] for outputs in (ours, theirs)]
+    same = np.array_equal(ours["forget_index"], theirs["forget_index"])
+    if not same or not all(np.isfinite(logits).all() for logits in there):
+        return None
+    return 100 * separation.margin_distance(*(accuracy.outputs_of(outputs, "forget") for outputs in (ours, theirs)))
 
 
 def by_group(pair: Pair, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -97,6 +121,11 @@ class Row:
         every = "collapsed" if self.collapsed == len(self.pairs) else f"{self.collapsed} of {len(self.pairs)} collapsed"
         return f"{self.method} [{every}]" if self.collapsed else self.method
 
+    def missing(self, name: str) -> str | None:
+        """Why a run has no such metric, where its record says so."""
+        reasons = [pair.metrics.get(name) for pair in self.pairs]
+        return next((reason for reason in reasons if isinstance(reason, str)), None)
+
     @property
     def seeds(self) -> list[int]:
         return sorted(pair.seed for pair in self.pairs)
@@ -131,6 +160,10 @@ def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
         numbers = {name: tow.t_interval(tow.noise_floor(shares, distance), level)
                    for name, distance in (("ToW", tow.tow), ("ToW-MIA", tow.tow_mia))
                    if name == "ToW" or all("mia" in share for share in shares)}
+        outputs = [load_outputs(pair.run.folder) for pair in retrained]
+        apart = [_margin_distance(*both) for both in itertools.combinations(outputs, 2)]
+        if None not in apart:
+            numbers["KS_forget"] = tow.t_interval(apart, level)
         # pairs of models are not independent: the mean stands, an interval over them would be too narrow
         yield Row(setting, FLOOR, "", retrained, {k: (mean, None, n) for k, (mean, _, n) in numbers.items()})
 
@@ -180,8 +213,9 @@ def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 TOW_COLUMNS = ("ToW", "Avg. gap", "forget", *(f"acc_{name}" for name in LEVELS), "retain", "val", "test", "disagreement_forget",
                "disagreement_test", "seconds", "seconds_total")
-MIA_COLUMNS = ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "MIA_correctness", "MIA_entropy", "MIA_m_entropy",
-               "MIA_m_entropy_published", "MIA_prob", "privacy", "AUC_confidence", "retain", "test", "seconds", "seconds_total")
+MIA_COLUMNS = ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "AUC_forget", "AUC_difference", *separation.LEVELS,
+               "KS_forget", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_m_entropy_published", "MIA_prob", "privacy",
+               "AUC_confidence", "retain", "test", "seconds", "seconds_total")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +275,7 @@ def markdown(table: list[Row], columns: tuple[str, ...]) -> str:
     lines = []
     for setting in dict.fromkeys(row.setting for row in table):
         part = [row for row in table if row.setting == setting]
-        present = [c for c in columns if any(c in row.numbers for row in part)]
+        present = [c for c in columns if any(c in row.numbers or row.missing(c) for row in part)]
         present = [c for c in present if c != "seconds_total" or costs_scores(part)]
         body = [["method", "n", *present]]
         for row in part:
@@ -267,6 +301,9 @@ def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
         notes += BROKEN
     if any(row.collapsed for row in part if row.method != FLOOR and row.pairs[0].method == "retrain"):
         notes += NO_REFERENCE
+    for name in separation.LEVELS:
+        reason = next((row.missing(name) for row in part if name in columns and row.missing(name)), None)
+        notes += [f"note: there is no {name}: it {reason}.", ""] if reason else []
     aucs = [row.numbers["AUC_confidence"][0] for row in part if "AUC_confidence" in row.numbers]
     if {"MIA", "Avg. gap"} & set(columns) and aucs and max(aucs) < WEAK:
         notes += [f"note: the confidence attack hardly tells members from non-members here (AUC at most {max(aucs):.1f} %), so",
