@@ -59,6 +59,7 @@ class DataConfig(Config):
     dataset: str = hp("cifar10", "data set", choices=tuple(sources.SOURCES.names()))
     data: str = hp("./data", "folder with the data set's public files, or with a prepared DATASET.npz", digest=False)
     download: bool = hp(True, "fetch the public files where torchvision can and they are missing", digest=False)
+    any_size: bool = hp(False, "take a data set of another size than the published one", digest=False)
     classes: ClassList | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
     val_seed: int = hp(1, "owns the validation split", low=0, high=LAST_SEED)
     val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
@@ -209,9 +210,12 @@ def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
 class Splits:
     """Index sets (int64, ascending, into the training images) and the keys that pair runs.
 
-    data_key: data set, classes kept and validation split; equal in every stage after the original's training.
+    data_key: all training and test images, classes kept and validation split; equal in every stage after the original's
+    training.
     split_key: that and the forget set; equal for a mask, an unlearning run and its retrain.
-    images_key: the images and labels alone, without the validation split; equal for a data set and its scores.
+    images_key: all training images and the classes kept, without the validation split; equal for a data set and its scores,
+    which are of training images, whichever images a model is tested on.
+    test_key: the same of the test images.
     whole_classes: classes of which no training example is left in retain.
     groups: name -> the part of the forget set that is of this group; disjoint, or none.
     scores: which scores they were cut by; see ``groups.Chosen``.
@@ -225,6 +229,7 @@ class Splits:
     data_key: str
     split_key: str
     images_key: str = ""
+    test_key: str = ""
     groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -307,17 +312,17 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
     source = sources.SOURCES[cfg.dataset]
     if cfg.aug and not (source.pad or source.flip):
         raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
-    arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download)
-    x, y, x_test, y_test, num_classes = _keep_classes(arrays, source, cfg.classes)
+    arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download, any_size=cfg.any_size)
+    x, y, x_test, y_test, kept = _keep_classes(arrays, source, cfg.classes)
     train, val = _validation_split(y, cfg.val_fraction, cfg.val_seed)
-    kept = [cfg.dataset, num_classes, _hash(y), _hash(y_test), _hash(x[:: max(1, len(x) // 64)])]
-    images_key, key = (_key(json.dumps(facts)) for facts in (kept, [*kept, _hash(val)]))
+    parts = [_key(json.dumps([cfg.dataset, kept, part])) for part in arrays.hashes]
+    key = _key(json.dumps([*parts, _hash(val)]))
     if data_key is not None and key != data_key:
         raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
                        "use the same --dataset, --data, --classes, --val_seed and --val_fraction")
     none = np.empty(0, np.int64)
-    splits = Splits(train, val, train, none, (), key, _key(key + _hash(none)), images_key)
-    data = Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), num_classes, splits, cfg.batch_size,
+    splits = Splits(train, val, train, none, (), key, _key(key + _hash(none)), *parts)
+    data = Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), len(kept), splits, cfg.batch_size,
                 bool(cfg.aug))
     return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, thirds))
 
@@ -331,20 +336,20 @@ def _hash(array: np.ndarray) -> str:
 
 
 def _keep_classes(a: sources.Arrays, source: sources.Source, wanted: str | None) -> tuple:
-    """Training and test images and labels of the classes to keep, and how many classes that makes.
+    """Training and test images and labels of the classes to keep, and which these are, by their labels in the data set.
 
-    The number is the data set's (or that of the names in a prepared npz), whichever labels happen to be there.
+    Their number is the data set's (or that of the names in a prepared npz), whichever labels happen to be there.
     """
     total = len(a.classes) or source.num_classes
     if wanted is None:
-        return a.x_train, a.y_train, a.x_test, a.y_test, total
+        return a.x_train, a.y_train, a.x_test, a.y_test, list(range(total))
     keep = parse_classes(wanted, total)
     new = np.full(total, -1)
     new[keep] = np.arange(len(keep))
     train, test = np.isin(a.y_train, keep), np.isin(a.y_test, keep)
     if not train.any() or not test.any():
         raise BadInput(f"--classes {wanted}: no training or no test image there is of these classes")
-    return a.x_train[train], new[a.y_train[train]], a.x_test[test], new[a.y_test[test]], len(keep)
+    return a.x_train[train], new[a.y_train[train]], a.x_test[test], new[a.y_test[test]], keep
 
 
 def parse_classes(text: str, total: int) -> list[int]:

@@ -42,7 +42,7 @@ NO_EFFECT_IN = {"train": _CHOSEN_LATER, "imp": _CHOSEN_LATER, "memorization": _C
                             "prune_type": "SynFlow prunes before training, so there is nothing to rewind to",
                             "rewind_epoch": "SynFlow prunes before training, so there is nothing to rewind to",
                             "pruning_times": "SynFlow's one training follows its rounds (--synflow_rounds)"}}
-FREE = ("data", "download", "batch_size", "aug", "num_classes")  # may differ from the original's
+FREE = ("data", "download", "any_size", "batch_size", "aug", "num_classes")  # may differ from the original's
 PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
     "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
     "sparse": {"epochs": 182, "schedule": "step", "aug": True},

@@ -157,7 +157,8 @@ def _spread(pool: Pool, numbers: list[int], workers: int, gpus: int) -> Iterator
 def _in_process(order: Order) -> Callable[[int], float]:
     """Make the pool again in a process of its own; what trains and saves a model there."""
     rt = Runtime(order.rt)
-    pool = Pool(Path(order.save_dir), order.cfg, dataset.load(order.data, rt), order.model, rt, order.data)
+    data = dataset.load(dataclasses.replace(order.data, any_size=True), rt)  # whose size was told once already
+    pool = Pool(Path(order.save_dir), order.cfg, data, order.model, rt, order.data)
     if pool.digest != order.digest:
         raise BadInput("the data or the --subsets changed while the pool was trained; run again with the ones you mean")
     return lambda number: next(_saved(pool, engines.serial(pool.setup, pool.subset, [number])))

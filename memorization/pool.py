@@ -141,7 +141,8 @@ class Pool:
         if self.given is not None:
             rule["sha256"] = hashlib.sha256(np.packbits(self.given, axis=1).tobytes()).hexdigest()
         return {"form": FORM, "dataset": self.data.source.name, "classes": self.data.num_classes,
-                "images_key": self.data.splits.images_key, "aug": self.data.aug, "arch": model.arch,
+                "images_key": self.data.splits.images_key, "test_key": self.data.splits.test_key, "aug": self.data.aug,
+                "arch": model.arch,
                 "imagenet_arch": model.imagenet_arch, "seed": rt.seed, "precision": rt.precision, "subset": rule,
                 "recipe": {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Recipe)}}
 

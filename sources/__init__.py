@@ -1,11 +1,12 @@
 """Readers of the public data sets: load(name, folder) -> Arrays, from FOLDER/<name>.npz or from the published files.
 
-The first load of published files writes FOLDER/<name>.npz, which every later load takes first. Files are read where
-they lie and never moved, no image is dropped, and labels are the published ones from 0.
+The first load of published files writes FOLDER/<name>.npz, which every later load takes first, until the published files
+change. Files are read where they lie and never moved, no image is dropped, and labels are the published ones from 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from sources.arrays import PARTS, Absent, Arrays, Source, channel_statistics, checked, read_prepared, write_prepared
-from sources.imagenet import read_imagenet64, read_tiny
-from sources.small import COARSE_LABELS, read_cifar10, read_cifar20, read_cifar100, read_digits, read_svhn
-from utils import BadInput, Registry
+from sources.arrays import PARTS, Absent, Arrays, Source, channel_statistics, checked
+from sources.imagenet import imagenet64_files, read_imagenet64, read_tiny, tiny_files
+from sources.prepared import known, listing, part_hash, read_prepared, write_prepared
+from sources.small import (
+    COARSE_LABELS,
+    cifar20_files,
+    cifar_files,
+    read_cifar10,
+    read_cifar20,
+    read_cifar100,
+    read_digits,
+    read_svhn,
+    svhn_files,
+)
+from utils import BadInput, Registry, say
 
 __all__ = ["SOURCES", "Arrays", "Source", "channel_statistics", "load", "table"]
 
@@ -25,32 +37,79 @@ TOLERANCE = 0.002  # between published and recomputed statistics, which agree wi
 SOURCES: Registry[Source] = Registry("data set")
 
 
-def load(name: str, root: Path, *, download: bool = True) -> Arrays:
+def load(name: str, root: Path, *, download: bool = True, any_size: bool = False) -> Arrays:
     """Read a data set from ROOT/<name>.npz, else from its published files, which are then kept as that npz.
+
+    An npz that was made here from files that changed since is made anew; one that somebody else wrote is taken as it is.
 
     Args:
         download: fetch absent files where torchvision can (CIFAR, SVHN).
+        any_size: take published files with another number of images than the data set is published with.
 
     Raises:
-        BadInput: unknown name; files absent, damaged or of another form.
+        BadInput: unknown name; files absent, damaged, of another form, or not the whole data set.
     """
     source, root = SOURCES[name], Path(root)
-    prepared, existed = root / f"{name}.npz", root.exists()
-    if prepared.exists():
-        arrays = read_prepared(prepared, source)
-    else:
+    prepared = root / f"{name}.npz"
+    about = known(prepared) if prepared.exists() else {}
+    changed = _changed(source, root, about)
+    arrays = None
+    if changed or not prepared.exists():
         try:
-            arrays = checked(source.read(root, download), source, f"{name} in {root}")
-        except Absent as error:
-            if not existed and root.is_dir() and not any(root.iterdir()):
-                root.rmdir()  # made for a download that failed
-            raise BadInput(f"{name}: {error}; put {source.layout} under {root}, or a prepared {name}.npz with "
-                           f"{' '.join(PARTS)} (uint8 [N, {source.size}, {source.size}, 3], labels from 0)") from error
-        if not source.embedded:
-            write_prepared(arrays, prepared)
+            arrays = _published(source, root, prepared, download and not changed, any_size)
+        except BadInput as error:
+            if not changed:
+                raise
+            say(f"notice: {prepared} was made from files that have changed since and cannot be read now ({error}); it is taken "
+                "as it is")
+        else:
+            if changed:
+                say(f"notice: {prepared} is made anew: the files that it was made from have changed")
+    if arrays is None:
+        arrays = read_prepared(prepared, source)
+        hashes = tuple(about["sha256"]) if about else _hashes(arrays)
+        arrays = dataclasses.replace(arrays, hashes=hashes)
+        if not any_size and (told := _other_size(arrays, source, str(prepared))):
+            say(f"notice: {told}; --any_size says that this is meant")
     if source.own_statistics and (len(arrays.x_train), len(arrays.x_test)) == source.counts:
         _compare_statistics(arrays.x_train, source)
     return arrays
+
+
+def _changed(source: Source, root: Path, about: dict[str, Any]) -> bool:
+    """Whether the published files of a prepared npz are others by now; not where none is there any more."""
+    now = listing(source.files(root), root) if about.get("made_from") else ""
+    return now not in ("", about.get("made_from"))
+
+
+def _published(source: Source, root: Path, prepared: Path, download: bool, any_size: bool) -> Arrays:
+    """The arrays of the published files, which are kept as the prepared npz."""
+    existed, name = root.exists(), source.name
+    try:
+        arrays = checked(source.read(root, download), source, f"{name} in {root}")
+    except Absent as error:
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()  # made for a download that failed
+        raise BadInput(f"{name}: {error}; put {source.layout} under {root}, or a prepared {name}.npz with "
+                       f"{' '.join(PARTS)} (uint8 [N, {source.size}, {source.size}, 3], labels from 0)") from error
+    if not any_size and (told := _other_size(arrays, source, str(root))):
+        raise BadInput(f"{told}; put the whole data set there, or take what is there by --any_size")
+    arrays = dataclasses.replace(arrays, hashes=_hashes(arrays))
+    if not source.embedded:
+        write_prepared(arrays, prepared, listing(source.files(root), root))
+    return arrays
+
+
+def _hashes(arrays: Arrays) -> tuple[str, str]:
+    return part_hash(arrays.x_train, arrays.y_train), part_hash(arrays.x_test, arrays.y_test)
+
+
+def _other_size(arrays: Arrays, source: Source, where: str) -> str:
+    """That a data set has another number of images than published, in words; "" where it has not."""
+    if (len(arrays.x_train), len(arrays.x_test)) == source.counts:
+        return ""
+    return (f"{where} holds {len(arrays.x_train):,} training and {len(arrays.x_test):,} test images, {source.name} as "
+            f"published {source.counts[0]:,} and {source.counts[1]:,}")
 
 
 def _compare_statistics(x: np.ndarray, source: Source) -> None:
@@ -73,6 +132,7 @@ _CIFAR100: dict[str, Any] = dict(mean=(0.5071, 0.4866, 0.4409), std=(0.2673, 0.2
 _IMAGENET: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=64, pad=4, flip=True)
 _CIFAR100_SOURCE = Source(
     name="cifar100", num_classes=100, about="photographs of a hundred things", read=read_cifar100,
+    files=partial(cifar_files, "cifar100"),
     layout="cifar-100-python/ (or cifar-100-python.tar.gz)", **_CIFAR100)
 
 for _source in (
@@ -81,20 +141,22 @@ for _source in (
            layout="nothing: it comes with scikit-learn", own_statistics=True, embedded=True),
     Source(name="cifar10", num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
            about="photographs of ten animals and vehicles", read=read_cifar10,
+           files=partial(cifar_files, "cifar10"),
            layout="cifar-10-batches-py/ (or cifar-10-python.tar.gz)", **_CIFAR),
     _CIFAR100_SOURCE,
     Source(name="cifar20", num_classes=20, about="CIFAR-100 by its 20 super-classes, fine labels kept",
-           read=partial(read_cifar20, _CIFAR100_SOURCE), coarse=COARSE_LABELS,
+           read=partial(read_cifar20, _CIFAR100_SOURCE), files=cifar20_files, coarse=COARSE_LABELS,
            layout="cifar-100-python/ (or cifar-100-python.tar.gz, or cifar100.npz)", **_CIFAR100),
     # one of the published repositories divides by .1201 .1231 .1052, which are not SVHN's standard deviations
     Source(name="svhn", num_classes=10, size=32, mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), pad=0,
-           flip=False, about="house numbers, without the extra images", read=read_svhn, counts=(73_257, 26_032),
-           layout="train_32x32.mat and test_32x32.mat", own_statistics=True),
+           flip=False, about="house numbers, without the extra images", read=read_svhn, files=svhn_files,
+           counts=(73_257, 26_032), layout="train_32x32.mat and test_32x32.mat", own_statistics=True),
     Source(name="TinyImagenet", num_classes=200, about="labels in sorted wnid order; test: the official validation set",
-           read=read_tiny, counts=(100_000, 10_000), layout="tiny-imagenet-200/ (wnids.txt, words.txt, train/, val/)",
+           read=read_tiny, files=tiny_files, counts=(100_000, 10_000),
+           layout="tiny-imagenet-200/ (wnids.txt, words.txt, train/, val/)",
            **_IMAGENET),
     Source(name="imagenet64", num_classes=1000, about="ImageNet downsampled; test: the official validation set",
-           read=read_imagenet64, counts=(1_281_167, 50_000),
+           read=read_imagenet64, files=imagenet64_files, counts=(1_281_167, 50_000),
            layout="train_data_batch_1 to train_data_batch_10 and val_data (pickled, or each as .npz)", **_IMAGENET),
 ):
     SOURCES.add(_source.name, _source)

@@ -1,18 +1,18 @@
-"""The form every data set is read into, its checks, and the prepared npz files that hold it."""
+"""The form every data set is read into, and its checks."""
 
 from __future__ import annotations
 
+import os
 import pickle
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils import BadInput, write_atomic
+from utils import BadInput
 
 PARTS = ("x_train", "y_train", "x_test", "y_test")
 # what numpy and pickle raise on a file that is cut off, foreign, or too large for the memory
@@ -28,7 +28,8 @@ class Absent(BadInput):
 class Arrays:
     """Training and test images, uint8 [N, H, W, 3], with labels, int64 [N], and the names of the classes if known.
 
-    fine_*: int64 [N], the finer label under a coarse one (cifar20: CIFAR-100's), or None.
+    fine_*: int64 [N], the finer label under a coarse one (cifar20: CIFAR-100's), or None. hashes: of the training and the
+    test part, all their pixels and labels (``prepared.part_hash``); of what ``sources.load`` gives.
     """
 
     x_train: np.ndarray
@@ -38,6 +39,7 @@ class Arrays:
     fine_train: np.ndarray | None = None
     fine_test: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    hashes: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class Source:
 
     size: side of the square images; mean, std: by channel, of pixels in [0, 1]; pad, flip: the published augmentation
     (crop padding, 0 = none; horizontal mirroring); counts: official training and test images; layout: what lies under
-    the folder; coarse: the label that each fine label belongs to; own_statistics: mean and std are of these very
-    training images; embedded: comes with an installed package, so nothing is written.
+    the folder; files: those of them that are there now; coarse: the label that each fine label belongs to; own_statistics:
+    mean and std are of these very training images; embedded: comes with an installed package, so nothing is written.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Source:
     flip: bool
     about: str
     read: Callable[[Path, bool], Arrays]
+    files: Callable[[Path], Iterable[os.PathLike[str]]] = lambda root: ()
     counts: tuple[int, int] = (0, 0)
     layout: str = ""
     coarse: tuple[int, ...] = ()
@@ -106,26 +109,6 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) 
     except UNREADABLE as error:
         raise BadInput(f"{path} cannot be read ({one_line(error)}); put a whole npz with {' '.join(required)} (plain "
                        "arrays) there, or delete it to read other published files") from error
-
-
-def read_prepared(path: Path, source: Source) -> Arrays:
-    """The arrays of a prepared npz, checked; it may hold a part of the images and of the classes."""
-    found = read_npz(path, PARTS, ("fine_train", "fine_test", "classes"))
-    names = found.pop("classes", np.empty(0, np.str_))
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise BadInput(f"{path}: classes is {names.dtype} {list(names.shape)}; it must be a list of names, or left out")
-    return checked(Arrays(**found, classes=tuple(names.tolist())), source, str(path))
-
-
-def write_prepared(arrays: Arrays, path: Path) -> None:
-    """Keep the arrays as a prepared npz, not compressed; a folder that cannot be written is only a warning."""
-    kept = {key: value for key, value in vars(arrays).items() if value is not None}
-    kept["classes"] = np.array(arrays.classes, np.str_)
-    try:
-        write_atomic(path, lambda file: np.savez(file, **kept))
-    except BadInput as error:
-        warnings.warn(f"{path} could not be written ({one_line(error.__cause__ or error)}); the data were read, but "
-                      "the next load reads the published files again", stacklevel=3)
 
 
 def checked(arrays: Arrays, source: Source, origin: str) -> Arrays:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,45 @@ def read_tiny(root: Path, download: bool) -> Arrays:
     The published readers move files, cut by the order in which the disk lists them, and lose the last image; this one
     only reads. ROOT is tiny-imagenet-200 or holds it.
     """
-    homes = [root, root / "tiny-imagenet-200"]
-    home = next((h for h in homes if (h / "wnids.txt").is_file()), None)
+    home = _tiny_home(root)
     if home is None:
-        raise Absent(f"{homes[1] / 'wnids.txt'} is missing")
+        raise Absent(f"{root / 'tiny-imagenet-200' / 'wnids.txt'} is missing")
     wnids = sorted({line.strip() for line in _lines(home / "wnids.txt") if line.strip()})
     if len(wnids) != TINY_CLASSES:
         raise BadInput(f"{home / 'wnids.txt'} lists {len(wnids)} classes, not {TINY_CLASSES}; unpack the archive again")
     train = [(path, y) for y, wnid in enumerate(wnids)
-             for path in sorted((home / "train" / wnid / "images").glob("*.JPEG"))]
+             for path in map(Path, pictures(home / "train" / wnid / "images"))]
     empty = sorted(set(range(len(wnids))) - {y for _, y in train})
     if empty:
         raise BadInput(f"{home / 'train' / wnids[empty[0]] / 'images'} holds no *.JPEG; unpack the archive again")
     test = _annotated(home / "val", {wnid: y for y, wnid in enumerate(wnids)})
     words = dict(line.split("\t", 1) for line in _lines(home / "words.txt") if "\t" in line)
     return Arrays(*_decoded(train), *_decoded(test), classes=tuple(words.get(wnid, wnid).strip() for wnid in wnids))
+
+
+def _tiny_home(root: Path) -> Path | None:
+    return next((home for home in (root, root / "tiny-imagenet-200") if (home / "wnids.txt").is_file()), None)
+
+
+def tiny_files(root: Path) -> Iterator[os.PathLike[str]]:
+    """TinyImageNet's lists and pictures that are there."""
+    home = _tiny_home(root)
+    if home is None:
+        return
+    lists = (home / "wnids.txt", home / "words.txt", home / "val" / "val_annotations.txt")
+    yield from (path for path in lists if path.is_file())
+    for wnid in sorted(set(_lines(home / "wnids.txt"))):
+        yield from pictures(home / "train" / wnid.strip() / "images")
+    yield from pictures(home / "val" / "images")
+
+
+def pictures(folder: Path) -> list[os.DirEntry[str]]:
+    """A folder's pictures by name, without the hidden files that other systems leave beside them (._x.JPEG)."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as found:
+        kept = [entry for entry in found if entry.name.endswith(".JPEG") and not entry.name.startswith(".")]
+    return sorted(kept, key=operator.attrgetter("name"))
 
 
 def _lines(path: Path) -> list[str]:
@@ -57,7 +82,7 @@ def _annotated(folder: Path, label: dict[str, int]) -> list[tuple[Path, int]]:
     foreign = next((row for row in rows if len(row) < 2 or row[1] not in label), None)
     if foreign:
         raise BadInput(f"{notes} has the line {' '.join(foreign)!r}, not an image and a wnid; unpack the archive again")
-    listed, there = {row[0] for row in rows}, {path.name for path in images.glob("*.JPEG")}
+    listed, there = {row[0] for row in rows}, {entry.name for entry in pictures(images)}
     if listed != there or len(listed) < len(rows):
         raise BadInput(f"{images} holds {len(there)} images and {notes.name} lists {len(rows)}, {len(listed & there)} "
                        "in common: did another program move them? Unpack the archive again")
@@ -98,14 +123,25 @@ def _picture(path: Path) -> np.ndarray:
 
 def read_imagenet64(root: Path, download: bool) -> Arrays:
     """The ten training batches in order and the validation batch, pickled or npz."""
-    paths = []
+    found = _batches(root)
+    absent = next((name for name, path in found.items() if path is None), None)
+    if absent is not None:
+        raise Absent(f"{root / absent} (or {absent}.npz) is missing")
+    paths = [path for path in found.values() if path is not None]
+    return Arrays(*_joined([_read_batch(path) for path in paths[:-1]]), *_joined([_read_batch(paths[-1])]))
+
+
+def _batches(root: Path) -> dict[str, Path | None]:
+    """Where each batch lies, in order, training first."""
+    found = {}
     for name in [*(f"train_data_batch_{number}" for number in range(1, 11)), "val_data"]:
         options = [root / folder / f"{name}{end}" for folder in IMAGENET64_FOLDERS for end in ("", ".npz")]
-        found = next((path for path in options if path.is_file()), None)
-        if found is None:
-            raise Absent(f"{root / name} (or {name}.npz) is missing")
-        paths.append(found)
-    return Arrays(*_joined([_read_batch(path) for path in paths[:-1]]), *_joined([_read_batch(paths[-1])]))
+        found[name] = next((path for path in options if path.is_file()), None)
+    return found
+
+
+def imagenet64_files(root: Path) -> list[Path]:
+    return [path for path in _batches(root).values() if path is not None]
 
 
 def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sources.arrays import Absent, Arrays, Source, one_line, read_prepared
+from sources.arrays import Absent, Arrays, Source, one_line
 from sources.pickled import load_plain
+from sources.prepared import read_prepared
 from utils import BadInput
 
 # CIFAR-100's twenty super-classes in label order, each with its five classes. The fine label of a class is its place in
@@ -44,6 +45,8 @@ CIFAR100_NAMES = tuple(sorted(SUPER_OF))
 COARSE_LABELS = tuple(SUPER_OF[fine] for fine in CIFAR100_NAMES)
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_NAMES = tuple("0123456789")
+CIFAR_FILES = {"cifar10": "cifar-10-batches-py batches.meta data_batch_1 data_batch_2 data_batch_3 data_batch_4 data_batch_5 "
+                          "test_batch", "cifar100": "cifar-100-python meta train test"}
 
 
 def read_digits(root: Path, download: bool) -> Arrays:
@@ -87,6 +90,23 @@ def read_cifar20(cifar100: Source, root: Path, download: bool) -> Arrays:
     else:  # the official super-classes; load() refuses any that the table above does not give
         labels = [np.array(load_plain(folder / part)["coarse_labels"]) for part in ("train", "test")]
     return Arrays(fine.x_train, labels[0], fine.x_test, labels[1], fine.y_train, fine.y_test, tuple(SUPER_CLASSES))
+
+
+def cifar_files(name: str, root: Path) -> list[Path]:
+    """The batches of CIFAR-10 or CIFAR-100 that are there; torchvision, which reads them, takes long to import."""
+    folder, *names = CIFAR_FILES[name].split()
+    home = next((h for h in (root, root / name) if (h / folder).exists()), root)
+    return [home / folder / file for file in names if (home / folder / file).is_file()]
+
+
+def cifar20_files(root: Path) -> list[Path]:
+    """What cifar20 is read from: CIFAR-100's batches, else its prepared npz."""
+    return cifar_files("cifar100", root) or [path for path in [root / "cifar100.npz"] if path.is_file()]
+
+
+def svhn_files(root: Path) -> list[Path]:
+    return [home / f"{part}_32x32.mat" for home in (root, root / "svhn") for part in ("train", "test")
+            if (home / f"{part}_32x32.mat").is_file()]
 
 
 def _read_cifar(name: str, reader: Any, root: Path, download: bool) -> tuple[Arrays, Path]:

@@ -70,7 +70,7 @@ def test_tinyimagenet_gives_every_image_in_order_and_moves_nothing(tiny, inside,
     monkeypatch.setattr("sources.imagenet.CHUNK", 1 if inside else 250)
     before = sorted(home.rglob("*"))
     root = home if inside else home.parent
-    first = sources.load("TinyImagenet", root)
+    first = loaded.read("TinyImagenet", root)
     for part, wanted in expected.items():
         x, y = getattr(first, f"x_{part}"), getattr(first, f"y_{part}")
         levels = np.array([level for level, _ in wanted])
@@ -81,7 +81,18 @@ def test_tinyimagenet_gives_every_image_in_order_and_moves_nothing(tiny, inside,
     assert first.classes[0] == f"name of {sorted(p.name for p in (home / 'train').iterdir())[0]}, thing"
     assert sorted(p for p in home.rglob("*") if p.name != "TinyImagenet.npz") == before
     shutil.rmtree(home / "train")
-    same(first, sources.load("TinyImagenet", root))
+    same(first, loaded.read("TinyImagenet", root))
+
+
+def test_hidden_files_are_no_pictures(tiny):
+    """Those that other systems leave beside each file, in every folder; where one is among them the images stay the same."""
+    home, _ = tiny
+    first = loaded.read("TinyImagenet", home.parent)
+    (home.parent / "TinyImagenet.npz").unlink()
+    for image in [*home.glob("train/*/images/*.JPEG"), *home.glob("val/images/*.JPEG")]:
+        (image.parent / f"._{image.name}").write_bytes(b"\0\5\x16\7" * 5)
+        (image.parent / ".DS_Store").write_bytes(b"Bud1")
+    same(first, loaded.read("TinyImagenet", home.parent))
 
 
 def test_tinyimagenet_folders_that_are_not_whole_are_refused(tiny):
@@ -150,12 +161,12 @@ def python2_pickle(rows: np.ndarray, labels: list[int]) -> bytes:
 @pytest.mark.parametrize("form", ["npz", "python2", "2", "3", "4", "5"])
 def test_imagenet64_batches_become_images_with_labels_from_zero(form, tmp_path, rng):
     wanted = imagenet64(tmp_path, rng, form)
-    first = sources.load("imagenet64", tmp_path)
+    first = loaded.read("imagenet64", tmp_path)
     for key, value in wanted.items():
         assert np.array_equal(getattr(first, key), value), key
     for path in [*tmp_path.glob("train_*"), *tmp_path.glob("Imagenet64_*/train_*")]:
         path.unlink()
-    same(first, sources.load("imagenet64", tmp_path))
+    same(first, loaded.read("imagenet64", tmp_path))
 
 
 def test_imagenet64_batches_that_do_not_fit_are_refused(tmp_path, rng):

@@ -19,7 +19,7 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 import sources
-from sources import arrays as prepared_files
+from sources import prepared as prepared_files
 from utils import BadInput
 
 # fine -> coarse label of some CIFAR-100 classes, as published
@@ -87,19 +87,19 @@ def cifar(rng, monkeypatch):
 @pytest.mark.parametrize(("name", "below"), [("cifar10", ""), ("cifar10", "cifar10"), ("cifar100", "cifar100")])
 def test_cifar_is_read_as_published_and_kept_for_the_next_load(name, below, cifar, tmp_path):
     wanted = cifar(name, tmp_path / below)
-    first = sources.load(name, tmp_path, download=False)
+    first = loaded.read(name, tmp_path, download=False)
     for key, value in wanted.items():
         assert np.array_equal(getattr(first, key), value), key
     assert first.classes[3] == {"cifar10": "cat", "cifar100": "bear"}[name]
     for folder in tmp_path.rglob("cifar-*"):
         shutil.rmtree(folder)
     assert np.load(tmp_path / f"{name}.npz").files[0] == "x_train"
-    same(first, sources.load(name, tmp_path, download=False))
+    same(first, loaded.read(name, tmp_path, download=False))
 
 
 def test_cifar20_has_the_official_super_classes_and_keeps_the_fine_labels(cifar, tmp_path):
     wanted = cifar("cifar100", tmp_path)
-    first = sources.load("cifar20", tmp_path, download=False)
+    first = loaded.read("cifar20", tmp_path, download=False)
     assert np.array_equal(first.x_test, wanted["x_test"])
     for part in ("train", "test"):
         fine = wanted[f"y_{part}"]
@@ -107,7 +107,7 @@ def test_cifar20_has_the_official_super_classes_and_keeps_the_fine_labels(cifar,
         assert getattr(first, f"y_{part}").tolist() == [COARSE[c] for c in fine]
     assert first.classes[:2] == ("aquatic_mammals", "fish")
     shutil.rmtree(tmp_path / "cifar-100-python")
-    same(first, sources.load("cifar20", tmp_path))
+    same(first, loaded.read("cifar20", tmp_path))
 
 
 def test_cifar20_is_derived_from_a_prepared_cifar100_without_the_network(tmp_path, rng, monkeypatch):
@@ -115,7 +115,7 @@ def test_cifar20_is_derived_from_a_prepared_cifar100_without_the_network(tmp_pat
     monkeypatch.setattr(fetch, lambda *a, **k: pytest.fail("fetched"))
     a = images(rng, 9, 4, list(COARSE))
     np.savez(tmp_path / "cifar100.npz", **a)
-    found = sources.load("cifar20", tmp_path, download=True)
+    found = loaded.read("cifar20", tmp_path, download=True)
     assert found.y_train.tolist() == [COARSE[c] for c in a["y_train"]]
     assert np.array_equal(found.fine_test, a["y_test"])
     assert np.array_equal(found.x_train, a["x_train"])
@@ -148,7 +148,7 @@ def test_an_archive_that_is_there_is_unpacked_without_the_network(cifar, tmp_pat
     shutil.rmtree(tmp_path / cls.base_folder)
     refused("cifar10", tmp_path, "data_batch_1 is missing")  # not the published archive
     monkeypatch.setattr(cls, "tgz_md5", md5(archive))
-    assert np.array_equal(sources.load("cifar10", tmp_path, download=False).x_train, wanted["x_train"])
+    assert np.array_equal(loaded.read("cifar10", tmp_path, download=False).x_train, wanted["x_train"])
 
 
 def test_an_unwritable_folder_is_a_warning_and_the_data_are_still_read(cifar, tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_an_unwritable_folder_is_a_warning_and_the_data_are_still_read(cifar, tm
 
     monkeypatch.setattr(prepared_files, "write_atomic", deny)
     with pytest.warns(UserWarning, match="cifar10.npz could not be written .*Permission denied"):
-        found = sources.load("cifar10", tmp_path)
+        found = loaded.read("cifar10", tmp_path)
     assert np.array_equal(found.x_train, expected["x_train"])
     assert not (tmp_path / "cifar10.npz").exists()
 
@@ -174,13 +174,13 @@ def test_svhn_digits_keep_their_pixels_and_ten_means_zero(rng, tmp_path, monkeyp
         listed[part] = [listed[part][0], path.name, md5(path)]
     refused("svhn", tmp_path, str(tmp_path / "svhn" / "train_32x32.mat"), "is damaged", download=True)  # the true md5
     monkeypatch.setattr(SVHN, "split_list", listed)
-    first = sources.load("svhn", tmp_path, download=False)
+    first = loaded.read("svhn", tmp_path, download=False)
     assert first.y_train.tolist() == [0, 1, 9, 0]
     assert first.y_test.tolist() == [3, 0, 2]
     assert np.array_equal(first.x_train, x["train"])
     assert np.array_equal(first.x_test, x["test"])
     shutil.rmtree(tmp_path / "svhn")
-    same(first, sources.load("svhn", tmp_path))
+    same(first, loaded.read("svhn", tmp_path))
 
 
 @pytest.mark.parametrize("error", [
@@ -219,5 +219,5 @@ def test_absent_files_are_fetched_once(cifar, tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fetch)
     for _ in range(2):
-        assert np.array_equal(sources.load("cifar10", tmp_path / "home").x_test, wanted["x_test"])
+        assert np.array_equal(loaded.read("cifar10", tmp_path / "home").x_test, wanted["x_test"])
     assert fetched == ["cifar-10-python.tar.gz"]
