@@ -21,6 +21,7 @@ import dataset
 import groups as grouping
 import stages
 import unlearn
+from sources.scores import find_scores
 from stages import CHOOSERS, FREE, PROTOCOLS, STAGES
 from utils import BadInput, Config, Saved, say, sha256
 
@@ -262,7 +263,7 @@ def _find_scores(stage: str, values: dict[str, dict[str, Any]], typed: dict[str,
     if name is not None and "scores" not in typed:
         roots = [Path(root) for root in dict.fromkeys([typed.get("save_dir", "runs"), "runs"])]
         wanted = {"dataset": values["data"].get("dataset", "cifar10"), "classes": values["data"].get("classes")}
-        found = grouping.find_scores(name, parent, roots, wanted, sha256(parent.file))
+        found = find_scores(name, parent, roots, wanted, sha256(parent.file))
         say(f"scores: {found}")
         values["forget"]["scores"] = str(found)
 

@@ -1,31 +1,25 @@
 """The forget set, and the groups in it: by number, class or file, by how much each example is memorized or entangled.
 
-Scores come from files alone: one number for each training image (``memorization``, a proxy of it) or a chunk of the
-entanglement experiment for each. ``POLARITY`` says which way a score runs, so that "high" always means most memorized.
+Scores come from files alone (``sources.scores``): one number for each training image (``memorization``, a proxy of it) or
+a chunk of the entanglement experiment for each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sources.arrays import UNREADABLE
-from utils import BadInput, Config, Saved, find_runs, hp, read_record, sha256
+from sources.scores import POLARITY, PROXIES, arrays_of, open_scores, read_scores
+from utils import BadInput, Config, hp, read_record, sha256
 
-# +1: larger values go with memorization, -1: smaller ones do; entanglement (es) is about groups and orders no examples
-POLARITY = {"memorization": 1, "confidence": -1, "max_conf": -1, "entropy": 1, "bi_acc": -1, "ho_ret": 1, "loss_curvature": 1,
-            "el2n": 1, "forgetting": 1, "es": 0}
-RECORDED = ("confidence", "max_conf", "entropy", "bi_acc", "el2n", "forgetting")  # in events.npz of every original
-PUBLISHED = {"memorization": "tr_mem", "labels": "tr_labels"}  # keys of Feldman and Zhang's released file
 LEVELS = ("low", "mid", "high")
 LAST_SEED = 2**32 - 1  # of numpy's RandomState, by which the published code cuts and draws
 ES_CHUNKS = (3, 12, 14)  # the published chunk ids, of 15
-PROXIES = tuple(name for name in POLARITY if name != "memorization")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,13 +185,13 @@ def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.ndarray]:
     """The ``size`` examples of each chunk that are nearest to the centroid."""
-    with _open(Path(cfg.scores)) as file:
+    with open_scores(Path(cfg.scores)) as file:
         names = ["group", "distance", "levels", "chunk_es"]
         missing = set(names) - set(file.files)
         if missing:
             raise BadInput(f"{cfg.scores} holds no chunks ({', '.join(sorted(missing))} missing); make them: python "
                            "main_memorization.py --score es")
-        group, distance, levels, measured = _arrays(file, Path(cfg.scores), names)
+        group, distance, levels, measured = arrays_of(file, Path(cfg.scores), names)
     count = np.size(measured)
     whole = {group.shape, distance.shape} == {pool.y.shape} and np.isin(levels, np.arange(count)).all()
     if not whole or len(np.unique(levels)) != len(LEVELS):
@@ -227,54 +221,6 @@ def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.n
 # ------------------------------------------------------------------------------------------------------- score files
 
 
-def _open(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read the scores in {path}: {error}; main_memorization.py writes scores.npz") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise BadInput(f"{path} is one array without a name; scores are .npz files with 'memorization', 'tr_mem' or a proxy")
-    return file
-
-
-def _arrays(file: Any, path: Path, names: list[str]) -> list[np.ndarray]:
-    try:
-        return [np.asarray(file[name]) for name in names]
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read the scores in {path}: {' '.join(str(error).split())}") from None
-
-
-def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None) -> np.ndarray:
-    """A score of every training image, float64 [N]; NaN where the file has none.
-
-    Reads our own files and the published ones (``memorization``, or ``tr_mem`` with ``tr_labels``).
-
-    Args:
-        labels: int64 [N] of the data set, checked where the file holds labels.
-        images_key: of the data set, checked where the file holds one.
-
-    Raises:
-        BadInput: unreadable, no such score, another length, other labels, another data set.
-    """
-    with _open(path) as file:
-        wanted = [key for key in (name, PUBLISHED.get(name)) if key in file.files]
-        if not wanted:
-            raise BadInput(f"{path} holds no '{name}' (it has {', '.join(file.files) or 'nothing'})")
-        told = [key for key in ("labels", PUBLISHED["labels"]) if key in file.files]
-        values, *inside = _arrays(file, path, [wanted[0], *told])
-        key = str(*_arrays(file, path, ["images_key"])) if "images_key" in file.files else None
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
-        raise BadInput(f"{path}: '{name}' must be one number for each training image; got {values.dtype} {values.shape}")
-    advice = "take the scores of this data set (and the same --classes)"
-    if labels is not None and len(values) != len(labels):
-        raise BadInput(f"{path} has {len(values)} scores, the data set {len(labels)} training images; {advice}")
-    if labels is not None and inside and not np.array_equal(np.ravel(inside[0]), labels):
-        raise BadInput(f"{path} is of another data set: its labels differ; {advice}")
-    if key is not None and images_key is not None and key != images_key:
-        raise BadInput(f"{path} is of another data set (images_key {key}, not {images_key}); {advice}")
-    return values.astype(np.float64)
-
-
 def _scores_of(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
     if cfg.scores is None:
         raise BadInput(f"the scores '{cfg.score}' are missing; name their file by --scores")
@@ -289,48 +235,6 @@ def _facts(cfg: ForgetConfig) -> dict[str, Any]:
         of_curvature = cfg.score == "loss_curvature" and path.name == "events.npz"
         seconds = sum(spent.get(name, 0.0) for name in (("curvature",) if of_curvature else ("events", "score", "pool")))
     return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
-
-
-def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Mapping[str, Any], parent: str | None) -> Path:
-    """The file of a score, by record: what the original's training recorded, else the one run of main_memorization.py.
-
-    Args:
-        roots: folders of run folders, searched in order.
-        wanted: settings of the memorization run (data set and classes).
-        parent: sha256 of the original; a proxy is of one model.
-
-    Raises:
-        BadInput: none, with the command that makes it, or several, listed.
-    """
-    events = original.folder / "events.npz" if original is not None and original.record else None
-    if name in RECORDED:
-        if events is not None and original.record["stage"] != "train":
-            raise BadInput(f"'{name}' is recorded while an original is trained, and {original.folder} is of a "
-                           f"{original.record['stage']} run; name that original's events.npz by --scores, or use ho_ret or "
-                           "loss_curvature, which are of any model")
-        if events is None or not events.exists():
-            raise BadInput(f"'{name}' is recorded while an original is trained, and there is no events.npz beside this one; "
-                           "train it by main_train.py (--force repeats a run), or name a file by --scores")
-        return events
-    command = "main_memorization.py" + ("" if name == "memorization" else f" --score {name}")
-    for root in roots:
-        found = find_runs(root, ("memorization",), score=name, **(wanted if name == "memorization" else {}))
-        if name != "memorization":
-            found = [run for run in found if run.record["parent"].get("sha256") == parent]
-        elif len({json.dumps(run.record.get("pool")) for run in found}) == 1:
-            found = [max(found, key=lambda run: run.record["models"])]  # the same pool, grown
-        if len(found) == 1:
-            return found[0].folder / "scores.npz"
-        if found:
-            raise BadInput(f"several runs have the scores '{name}': {', '.join(str(run.folder) for run in found)}; name one of "
-                           "their scores.npz by --scores")
-    if name == "memorization" or original is None:
-        told = "".join(f" --{key} {value}" for key, value in wanted.items() if value is not None)
-    else:  # a proxy is of one model
-        told = f" --checkpoint {original.folder}"
-    told += f" --save_dir {roots[0]}" if roots[0] != Path("runs") else ""
-    raise BadInput(f"no scores '{name}' under {' or '.join(map(str, roots))}; make them: python {command}{told}, or name a "
-                   "file by --scores")
 
 
 # ------------------------------------------------------------------------------------------- by number, class or file

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.accuracy import EvaluationConfig, metrics_of
-from groups import LEVELS, PROXIES
+from groups import LEVELS
 from sources.arrays import UNREADABLE
+from sources.scores import PROXIES
 from unlearn import METHODS
 from utils import BadInput, Saved, digest_of, find_runs, hp
 

@@ -14,10 +14,10 @@ import numpy as np
 from evaluation import tow
 from evaluation.pairs import AnalysisConfig
 from evaluation.report import Extra, Number, Row, cell, grid, labels_of
-from groups import POLARITY, RECORDED, read_scores
 from memorization import SCORES
 from memorization.proxies import spearman
 from sources.arrays import UNREADABLE
+from sources.scores import POLARITY, RECORDED, read_scores
 from utils import BadInput, Saved, find_runs, read_record
 
 WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about groups"}

@@ -11,8 +11,9 @@ import numpy as np
 
 from dataset import Data
 from evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED
-from groups import LEVELS, POLARITY
+from groups import LEVELS
 from memorization.proxies import spearman
+from sources.scores import POLARITY
 from utils import Run, write_atomic
 
 if TYPE_CHECKING:

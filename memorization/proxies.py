@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 import models
 from dataset import EVAL_BATCH, Data, Loader
-from groups import read_scores
 from memorization.events import curvature
 from memorization.registry import Job, NoScoreConfig, score
+from sources.scores import read_scores
 from trainer import ScheduleConfig, Sgd, cross_entropy, predict, resumable
 from utils import BadInput, Config, hp, read_record
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import models
 from dataset import Data, DataConfig
-from groups import POLARITY
 from models import ModelConfig, Original
+from sources.scores import POLARITY
 from utils import BadInput, Config, Registry, Run, RunConfig, Runtime
 
 

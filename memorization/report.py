@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dataset import Data
-from groups import read_scores
 from memorization import figures
 from memorization.proxies import spearman
+from sources.scores import read_scores
 from utils import BadInput, Run, Saved, find_runs
 
 

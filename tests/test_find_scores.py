@@ -10,8 +10,8 @@ import pytest
 import shell
 from scored import by_hand, digits, memorization_run, scored_original, tied
 
-import groups
 from dataset import DataConfig
+from sources.scores import find_scores
 from stages import ScoreConfig
 from utils import BadInput, Run, RunConfig, Saved, sha256
 
@@ -52,10 +52,10 @@ def test_memorization_is_found_by_its_data_set(scored: tuple[Saved, Path], tmp_p
     roots = [tmp_path / "a"]
     wanted = {"dataset": "digits", "classes": "0-2"}
     more = memorization_run(tmp_path / "a", "more", tied(random, total), "p", 40)
-    assert groups.find_scores("memorization", None, roots, wanted, None) == more / "scores.npz"
+    assert find_scores("memorization", None, roots, wanted, None) == more / "scores.npz"
     memorization_run(tmp_path / "a", "elsewhere", tied(random, total), "q", 4)
     with pytest.raises(BadInput, match="several runs") as said:
-        groups.find_scores("memorization", None, roots, wanted, None)
+        find_scores("memorization", None, roots, wanted, None)
     assert all(str(tmp_path / "a" / "memorization" / name) in str(said.value) for name in ("few", "more", "elsewhere"))
     named = scores_used(original, tmp_path / "b", "--mem", "high", "--scores", scored[1])
     assert named["path"] == str(scored[1])
@@ -70,9 +70,9 @@ def test_a_measured_proxy_is_of_the_one_model(scored: tuple[Saved, Path], tmp_pa
             run.save_arrays("scores.npz", ho_ret=np.zeros(3))
         folders[name] = run.folder
     for name, folder in folders.items():
-        assert groups.find_scores("ho_ret", scored[0], [tmp_path], {}, name) == folder / "scores.npz"
+        assert find_scores("ho_ret", scored[0], [tmp_path], {}, name) == folder / "scores.npz"
     with pytest.raises(BadInput, match=r"main_memorization\.py --score ho_ret"):
-        groups.find_scores("ho_ret", scored[0], [tmp_path], {}, "nobody's")
+        find_scores("ho_ret", scored[0], [tmp_path], {}, "nobody's")
 
 
 def test_held_out_retraining_is_found_by_the_forget_stage(scored: tuple[Saved, Path], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import shell
 from scored import by_hand, scored_original, tied, write_chunks
 
-from groups import LEVELS, POLARITY, Candidates, Chosen, ForgetConfig, choose_forget, cut, refine
+from groups import LEVELS, Candidates, Chosen, ForgetConfig, choose_forget, cut, refine
+from sources.scores import POLARITY
 from utils import BadInput, Saved, read_record, sha256
 
 FALLING = {"confidence", "max_conf", "bi_acc"}  # with memorization; by what the words mean, not by the table in the code

@@ -17,7 +17,6 @@ from scipy.special import softmax as scipy_softmax
 from scipy.stats import spearmanr
 from test_events import slow_curvature
 
-import groups
 import models
 from dataset import Data, DataConfig
 from memorization import proxies
@@ -25,6 +24,7 @@ from memorization.events import Events
 from memorization.proxies import CurvatureConfig, HeldOutConfig, fine_tune, spearman, symmetric_kl
 from memorization.registry import SCORES, Job
 from models import ModelConfig, Original
+from sources import scores as score_files
 from trainer import Sgd, TrainConfig, train
 from utils import BadInput, Run, RunConfig
 
@@ -59,13 +59,13 @@ def plain(job: Job, part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_every_proxy_is_a_score_with_polarity_and_source() -> None:
-    assert tuple(proxies.RECORDED) == groups.RECORDED
-    for name in (*groups.RECORDED, "ho_ret", "loss_curvature"):
+    assert tuple(proxies.RECORDED) == score_files.RECORDED
+    for name in (*score_files.RECORDED, "ho_ret", "loss_curvature"):
         entry = SCORES[name]
         assert entry.polarity in (-1, 1) and "arXiv" in entry.source and entry.summary.endswith(".") and entry.original
 
 
-@pytest.mark.parametrize("name", groups.RECORDED)
+@pytest.mark.parametrize("name", score_files.RECORDED)
 def test_recorded_proxy_is_what_the_training_wrote(name: str, job: Job) -> None:
     values = SCORES[name].apply(job, SCORES[name].config())[name]
     with np.load(job.original.folder / "events.npz") as file:

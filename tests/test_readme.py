@@ -49,7 +49,7 @@ def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch,
     file = tmp_path / "model.pt"
     file.write_bytes(b"x")
     monkeypatch.setattr("models.find_original", lambda typed, narrow: models.Original(file, {}))
-    monkeypatch.setattr("groups.find_scores", lambda *_: tmp_path / "scores.npz")
+    monkeypatch.setattr("arg_parser.find_scores", lambda *_: tmp_path / "scores.npz")
     if {"--list", "--help"} & set(words):
         with pytest.raises(SystemExit) as end:
             arg_parser.parse(STAGE_OF[words[1]], words[2:])
