@@ -221,8 +221,8 @@ def test_a_process_killed_at_a_random_moment_resumes_bit_identically(job: str, l
 
 
 KILLED_WHILE_WRITING = """
-import os, signal, sys, utils, main_random
-real, states = utils.write_atomic, []
+import os, signal, sys, utils.runs, main_random
+real, states = utils.runs.write_atomic, []
 def write_atomic(path, write):
     def half(file):
         write(file)
@@ -231,7 +231,7 @@ def write_atomic(path, write):
         os.kill(os.getpid(), signal.SIGKILL)
     states.append(path.name == "state.pt")
     real(path, half if path.name == "state.pt" and sum(states) == 2 else write)
-utils.write_atomic = write_atomic
+utils.runs.write_atomic = write_atomic
 main_random.main(sys.argv[1:])
 """
 

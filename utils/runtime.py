@@ -1,0 +1,101 @@
+"""Device, precision and random streams of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.settings import Config, hp
+from utils.words import BadInput
+
+Mask = dict[str, Tensor]  # parameter name -> bool of the parameter's shape, True = may change
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig(Config):
+    """How a stage computes."""
+    seed: int = hp(2, "initialisation and batch order; 0 is a seed like any other", low=0)
+    device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    precision: str = hp("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
+    compile: str = hp("off", "torch.compile of the model in training",
+                      choices=("off", "default", "reduce-overhead", "max-autotune"))
+    deterministic: bool = hp(False, "bit-reproducible kernels, slower on a GPU; a CPU run always is")
+    progress: bool = hp(True, "show progress bars", digest=False)
+
+    def resolved(self) -> RuntimeConfig:
+        """The same with ``auto`` replaced by what this machine has."""
+        has_cuda = torch.cuda.is_available()
+        if self.device == "cuda" and not has_cuda:
+            raise BadInput("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+        device = "cuda" if has_cuda and self.device != "cpu" else "cpu"
+        # emulated bf16 is 12-20 times slower than fp32 (measured on a CPU), so nobody gets that unasked
+        fits = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = ("bf16" if fits else "fp32") if self.precision == "auto" else self.precision
+        return dataclasses.replace(self, device=device, precision=precision)
+
+
+class Runtime:
+    """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice is set."""
+
+    def __init__(self, cfg: RuntimeConfig) -> None:
+        self.cfg = cfg = cfg.resolved()
+        self.device = torch.device(cfg.device)
+        self.cuda, self.bf16 = cfg.device == "cuda", cfg.precision == "bf16"
+        if self.cuda:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.set_float32_matmul_precision("highest" if cfg.deterministic else "high")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not cfg.deterministic
+            torch.use_deterministic_algorithms(cfg.deterministic)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._streams: dict[str, torch.Generator] = {}
+        self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def seed_of(self, purpose: str) -> int:
+        """An independent 63-bit seed for each pair of seed and purpose (SeedSequence mixes seed and crc32)."""
+        words = np.random.SeedSequence([self.cfg.seed, zlib.crc32(purpose.encode())]).generate_state(2, np.uint32)
+        return int(words[0]) << 31 ^ int(words[1])
+
+    def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
+        """A random stream of its own on the device; its position is part of the state that resuming restores."""
+        stream = torch.Generator(device or self.device).manual_seed(self.seed_of(purpose))
+        self._streams[purpose] = stream.set_state(self._restored.pop(purpose, stream.get_state()))
+        return stream
+
+    @contextlib.contextmanager
+    def seeded(self, purpose: str) -> Iterator[None]:
+        """Seed the global streams inside the block and give them back as they were (for initialisers and dropout)."""
+        with torch.random.fork_rng(devices=[self.device] if self.cuda else []):
+            torch.manual_seed(self.seed_of(purpose))
+            yield
+
+    def streams(self) -> dict[str, Tensor]:
+        return self._restored | {purpose: stream.get_state() for purpose, stream in self._streams.items()}
+
+    def restore_streams(self, states: Mapping[str, Tensor]) -> None:
+        self._restored = dict(states)
+        for purpose in self._streams.keys() & states.keys():
+            self._streams[purpose].set_state(self._restored.pop(purpose))
+
+    def drain(self) -> None:
+        """Wait for the device, so that a clock read next counts all the work that was asked for."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of the machine; peak memory in MiB of the run on a GPU, else of the process so far."""
+        name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else kib / 1024
+        return {"device": name, "peak_memory_mib": round(peak, 1), "torch": torch.__version__, "numpy": np.__version__}
