@@ -19,17 +19,18 @@ from utils import BadInput, Mask, Run, Runtime, read_record, say, sha256
 
 
 def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run, mask: Mask | None = None, first: int = 0,
-        epochs: int | None = None, snapshot: int = 0) -> None:
+        epochs: int | None = None, snapshot: int = 0, purpose: str = "train") -> None:
     """Train ``epochs`` epochs (all that are left by default) with the schedule standing at epoch ``first``.
 
     Args:
         snapshot: before this epoch (not 0) the weights go to rewind.pt of the run's folder.
+        purpose: names the random streams of this training, as it does the loader's.
     """
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         value = cross_entropy(model, batch)
         return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
 
-    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, mask=mask)
+    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose, mask=mask)
     for epoch in resumable(cfg.epochs - first if epochs is None else epochs, opt, rt, run):
         if epoch == snapshot > 0:
             about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
@@ -105,7 +106,7 @@ class Rounds:
         purpose = f"{self.purpose}/{number}" if number else self.purpose
         with run.timed(self.rt, "train"):
             fit(model, self.data.loader(self.part, self.rt, purpose), self.train, self.rt, run, mask, first, epochs,
-                0 if number else self.plan.snapshot())
+                0 if number else self.plan.snapshot(), purpose)
         finish(run, model, mask, self.data, self.rt)
 
     def _fresh(self) -> nn.Module:

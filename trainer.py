@@ -1,6 +1,6 @@
 """The one training loop and the one prediction loop.
 
-    opt = Sgd(model, cfg, lr=0.1, epochs=30, rt=rt)
+    opt = Sgd(model, cfg, lr=0.1, epochs=30, rt=rt, purpose="train")
     for epoch in resumable(30, opt, rt, run):
         run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy))
     logits, labels = predict(model, data.loader("test"), rt)
@@ -71,11 +71,12 @@ class Sgd:
     Args:
         mask: weights with False stay bit-identical: decay and momentum are masked as well as the gradient.
         mask_mode: ``published`` masks the gradient alone, so that masked weights decay (SalUn before 2026, RUM).
+        purpose: of this training, as the loader's: no two of one seed share their dropout.
     """
 
-    def __init__(self, model: nn.Module, cfg: ScheduleConfig, *, lr: float, epochs: int, rt: Runtime,
+    def __init__(self, model: nn.Module, cfg: ScheduleConfig, *, lr: float, epochs: int, rt: Runtime, purpose: str,
                  mask: Mask | None = None, mask_mode: str = "strict") -> None:
-        self.model, self.cfg, self.lr, self.epochs, self.rt = model, cfg, lr, epochs, rt
+        self.model, self.cfg, self.lr, self.epochs, self.rt, self.purpose = model, cfg, lr, epochs, rt, purpose
         self.at, self.passes = 0, 0  # the epoch that the schedule stands at; calls of epoch()
         self.params = list(model.parameters())
         self.buffers = [torch.zeros_like(p) for p in self.params]
@@ -140,7 +141,7 @@ class Sgd:
     def _dropout(self) -> contextlib.AbstractContextManager:
         """Dropout knows the global streams only: give it a stream of this very pass, and the global ones back after."""
         drops = any(isinstance(m, nn.Dropout) and m.p for m in self.model.modules())
-        return self.rt.seeded(f"dropout/{self.passes}") if drops else contextlib.nullcontext()
+        return self.rt.seeded(f"dropout/{self.purpose}/{self.passes}") if drops else contextlib.nullcontext()
 
     @torch.no_grad()
     def _step(self, rate: float) -> None:
@@ -216,7 +217,7 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
         value = F.cross_entropy(logits, batch.y)
         return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
 
-    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, mask=mask)
+    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose="train", mask=mask)
     for epoch in resumable(cfg.epochs, opt, rt, run, None if watch is None else watch.keep):
         if watch is not None:
             watch.begin(epoch, cfg.epochs)

@@ -76,8 +76,9 @@ class Setup:
         augment = self.rt.generator(f"augment/{purpose}", images.home) if self.data.aug else None
         return Loader(images, index, images.y[index], self.recipe.pool_batch, order, augment)
 
-    def fit(self, model: nn.Module, batches: Any, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
-        opt = Sgd(model, self.recipe, lr=self.recipe.pool_lr, epochs=self.recipe.pool_epochs, rt=self.rt)
+    def fit(self, model: nn.Module, batches: Any, loss: Callable[[nn.Module, Batch], Tensor], purpose: str) -> None:
+        lr, epochs = self.recipe.pool_lr, self.recipe.pool_epochs
+        opt = Sgd(model, self.recipe, lr=lr, epochs=epochs, rt=self.rt, purpose=purpose)
         for opt.at in range(self.recipe.pool_epochs):
             opt.epoch(batches, loss)
 
@@ -123,7 +124,7 @@ def train_one(setup: Setup, number: int, subset: np.ndarray) -> nn.Module:
     """Model ``number``, trained on its subset (int64 [n])."""
     model = setup.new(number)
     with naming([number]):
-        setup.fit(model, setup.loader(number, subset), setup.loss)
+        setup.fit(model, setup.loader(number, subset), setup.loss, f"pool/{number}")
     return model
 
 
@@ -241,7 +242,7 @@ def train_stack(setup: Setup, numbers: Sequence[int], subsets: Sequence[np.ndarr
         shape = (len(numbers), width, 3, *images.x.shape[1:3])
         record = graphed(stack, setup, torch.zeros(shape, device=images.device))
     with record, naming(numbers):
-        setup.fit(stack, batches, setup.stacked_loss)
+        setup.fit(stack, batches, setup.stacked_loss, "pool")  # without dropout, which a stack refuses
     return stack
 
 
@@ -345,7 +346,7 @@ def pace(setup: Setup, subset: np.ndarray, size: int = 1) -> float:
     singles = [trial.new(-1 - k) for k in range(size)]
     model, batches, loss = (singles[0], loaders[0], trial.loss) if size == 1 else (
         Stack(singles), Together(loaders), trial.stacked_loss)
-    opt = Sgd(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt)
+    opt = Sgd(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt, purpose="trial")
     opt.epoch([next(iter(batches))], loss)  # the first step chooses kernels
     trial.rt.drain()
     start = time.perf_counter()

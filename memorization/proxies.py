@@ -166,7 +166,7 @@ def fine_tune(job: Job, cfg: HeldOutConfig, model: nn.Module, mask: dict[str, Te
     shuffle = job.rt.generator(f"order/ho_ret/{cfg.held_out}", part.images.home) if cfg.held_out_mode == "exact" else None
     loader = Loader(part.images, part.index, part.labels, job.data.batch_size, shuffle)
     steady = ScheduleConfig(momentum=cfg.momentum, weight_decay=cfg.weight_decay, schedule="constant")
-    opt = Sgd(model, steady, lr=cfg.ft_lr, epochs=cfg.ft_epochs, rt=job.rt, mask=mask)
+    opt = Sgd(model, steady, lr=cfg.ft_lr, epochs=cfg.ft_epochs, rt=job.rt, purpose="ho_ret", mask=mask)
     keep: dict[str, Any] = {"best": math.inf, "stale": 0}
     for epoch in resumable(cfg.ft_epochs, opt, job.rt, job.run, keep):
         loss = opt.epoch(loader, cross_entropy)

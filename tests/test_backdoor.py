@@ -147,9 +147,9 @@ def test_a_model_that_ignores_the_trigger_has_no_success() -> None:
 
 
 def learn(data: Data, epochs: int) -> torch.nn.Module:
-    rt = quiet_runtime()
+    rt = quiet_runtime(7)  # a stamp of half the image is like some class, and with this seed's model not like the target
     model = tiny_net(rt)
-    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=epochs, rt=rt)
+    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=epochs, rt=rt, purpose="train")
     for opt.at in range(epochs):
         opt.epoch(data.loader("train", rt, "train"), cross_entropy)
     return model

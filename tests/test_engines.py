@@ -73,7 +73,7 @@ def test_recipes_default_is_the_papers() -> None:
     cfg = PoolConfig.named("paper")
     assert cfg == PoolConfig() and (cfg.pool_epochs, cfg.pool_batch, cfg.models, cfg.fraction) == (30, 512, 400, 0.7)
     setup = make_setup(torch.float32)
-    opt = engines.Sgd(setup.new(0), cfg, lr=cfg.pool_lr, epochs=cfg.pool_epochs, rt=setup.rt)
+    opt = engines.Sgd(setup.new(0), cfg, lr=cfg.pool_lr, epochs=cfg.pool_epochs, rt=setup.rt, purpose="train")
     rates = []
     for opt.at in range(30):
         rates.append(opt.rate(1))
@@ -201,7 +201,8 @@ def test_captured_steps_leave_no_trace(fails: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
     stack = Stack([setup.new(0), setup.new(1)])
     with engines.graphed(stack, setup, torch.zeros(2, 16, 3, 6, 6)):
-        setup.fit(stack, Together([setup.loader(number, cut) for number, cut in enumerate(cuts)]), setup.stacked_loss)
+        batches = Together([setup.loader(number, cut) for number, cut in enumerate(cuts)])
+        setup.fit(stack, batches, setup.stacked_loss, "pool")
     expected = train_stack(setup, [0, 1], cuts).states()
     assert all(equal(a, b) for a, b in zip(stack.states(), expected, strict=True)) and "forward" not in vars(stack)
     assert shapes == ([] if fails else [(2, 16, 3, 6, 6)] * 4)  # two of three batches in each epoch

@@ -123,7 +123,7 @@ class Orders:
 
     def stream(self, purpose: str) -> torch.Generator:
         if purpose not in self.streams:
-            self.streams[purpose] = torch.Generator().manual_seed(self.rt.seed_of(purpose))
+            self.streams[purpose] = Runtime(self.rt.cfg).generator(purpose)
         return self.streams[purpose]
 
     def labels(self, part: str) -> np.ndarray:

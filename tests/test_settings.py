@@ -131,7 +131,7 @@ def learned() -> tuple[TinyNet, Data, Runtime]:
     """A TinyNet that has learned the toy data."""
     rt = quiet_runtime()
     data, model = make_data(rt, count=400, forget=40, batch_size=64), tiny_net(rt)
-    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=15, rt=rt)
+    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=15, rt=rt, purpose="train")
     for opt.at in range(15):
         opt.epoch(data.loader("train", rt, "train"), cross_entropy)
     return model, data, rt
@@ -162,6 +162,7 @@ def test_l1_sparse_shrinks_weights_and_counts_the_small_ones(monkeypatch: pytest
         rt = quiet_runtime()
         model = tiny_net(rt)
         with torch.no_grad():
+            model.conv.weight.view(-1)[27:].add_(0.01 * model.conv.weight.view(-1)[27:].sign())  # none is small by chance
             model.conv.weight.view(-1)[:27] = 9e-5
             model.fc.weight.zero_()
         cfg = short_config("FT_prune", alpha=alpha, unlearn_epochs=epochs, unlearn_lr=0.01)

@@ -26,7 +26,7 @@ Rates = list[float]
 
 
 def sgd(model: nn.Module, rt: Runtime, lr: float = 0.1, epochs: int = 5, **cfg: Any) -> Sgd:
-    return Sgd(model, ScheduleConfig(**cfg), lr=lr, epochs=epochs, rt=rt)
+    return Sgd(model, ScheduleConfig(**cfg), lr=lr, epochs=epochs, rt=rt, purpose="train")
 
 
 # ----------------------------------------------------------------------------------------------------------------- SGD
@@ -88,7 +88,8 @@ def test_l1_norm_is_over_all_parameters(model: TinyNet) -> None:
 def test_mask_without_an_entry_leaves_the_parameter_free(model: TinyNet, data: Data, rt: Runtime) -> None:
     """A pruned model's mask names its convolutions alone."""
     before = snapshot(model)
-    opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=1, rt=rt, mask={"conv.weight": torch.zeros(4, 3, 3, 3).bool()})
+    mask = {"conv.weight": torch.zeros(4, 3, 3, 3).bool()}
+    opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=1, rt=rt, purpose="train", mask=mask)
     opt.epoch(data.loader("retain", rt, "test"), cross_entropy)
     assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == ["conv.weight"]
 
@@ -362,7 +363,7 @@ def test_dropout_follows_the_seed_and_leaves_the_global_stream(data: Data) -> No
             model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.Dropout(0.5), nn.Linear(8, 3))
         torch.manual_seed(at)
         before = torch.get_rng_state()
-        opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=2, rt=rt)
+        opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=2, rt=rt, purpose="train")
         losses = [opt.epoch(data.loader("retain"), cross_entropy) for _ in range(2)]
         assert torch.equal(torch.get_rng_state(), before) and losses[0] != losses[1]
         found.append([p.detach().clone() for p in model.parameters()])

@@ -205,7 +205,7 @@ class Task:
 
     def sgd(self, cfg: SgdConfig) -> Sgd:
         return Sgd(self.model, cfg, lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, rt=self._rt,
-                   mask=self.mask, mask_mode=self._mask_mode)
+                   purpose=self._purpose, mask=self.mask, mask_mode=self._mask_mode)
 
     def epochs(self, cfg: SgdConfig, opt: Sgd, keep: dict[str, Any] | None = None) -> Iterator[int]:
         """The epochs to do, resuming where a killed run stood; ``keep`` is the method's own part of the state."""

@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import os
 import resource
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils import seeds
 from utils.settings import Config, hp
 from utils.words import BadInput
 
@@ -63,22 +63,18 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     def seed_of(self, purpose: str) -> int:
-        """An independent 63-bit seed for each pair of seed and purpose (SeedSequence mixes seed and crc32)."""
-        words = np.random.SeedSequence([self.cfg.seed, zlib.crc32(purpose.encode())]).generate_state(2, np.uint32)
-        return int(words[0]) << 31 ^ int(words[1])
+        """An independent seed below 2^64 for each purpose of the run's seed."""
+        return seeds.seed_of(self.cfg.seed, purpose)
 
     def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
         """A random stream of its own on the device; its position is part of the state that resuming restores."""
-        stream = torch.Generator(device or self.device).manual_seed(self.seed_of(purpose))
+        stream = seeds.stream(self.seed_of(purpose), device or self.device)
         self._streams[purpose] = stream.set_state(self._restored.pop(purpose, stream.get_state()))
         return stream
 
-    @contextlib.contextmanager
-    def seeded(self, purpose: str) -> Iterator[None]:
-        """Seed the global streams inside the block and give them back as they were (for initialisers and dropout)."""
-        with torch.random.fork_rng(devices=[self.device] if self.cuda else []):
-            torch.manual_seed(self.seed_of(purpose))
-            yield
+    def seeded(self, purpose: str) -> contextlib.AbstractContextManager:
+        """The global streams are the purpose's inside the block, and as they were after it (for initialisers and dropout)."""
+        return seeds.seeded(self.seed_of(purpose), self.device)
 
     def streams(self) -> dict[str, Tensor]:
         return self._restored | {purpose: stream.get_state() for purpose, stream in self._streams.items()}

@@ -35,7 +35,7 @@ def after_two_steps(**settings: str | bool) -> tuple[float, torch.Tensor]:
     model = model.to(rt.device, memory_format=torch.channels_last)
     loader = data.loader("train")
     loader.batch_size = 18
-    loss = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt).epoch(loader, cross_entropy)
+    loss = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="train").epoch(loader, cross_entropy)
     return loss, predict(model, data.loader("test"), rt)[0].cpu()
 
 
