@@ -68,9 +68,9 @@ class EvaluationConfig(Config):
     mia_mode: str = hp("balanced", "members and non-members: a class-balanced draw with a held-out half, or the published "
                        "first ones of retain in order", choices=("balanced", "published"), digest=False)
     mia_draws: int = hp(DRAWS, "balanced draws of members and non-members that every number of the attack is a mean over",
-                        low=1, digest=False)
+                        low=1, high=1000, digest=False)
     mia_fits: int = hp(FITS, "the same of what is fitted by iteration (the probability vector; all under --mia svc); "
-                       "never more than --mia_draws", low=1, digest=False)
+                       "never more than --mia_draws", low=1, high=1000, digest=False)
 
 
 def check(data: Data, cfg: EvaluationConfig) -> None:
