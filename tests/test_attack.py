@@ -301,6 +301,9 @@ def test_published_mode_fits_the_first_members_in_order() -> None:
     rest = np.concatenate([fitted[300:], mia.features(late)["confidence"].numpy()])
     privacy = balanced_accuracy(rest >= threshold, strangers[300:] >= threshold)
     assert found["privacy"]["confidence"] == pytest.approx(privacy, abs=1e-12)
+    truth = np.repeat([1, 0], [len(rest), 300])
+    wanted = roc_auc_score(truth, np.concatenate([rest, strangers[300:]]))
+    assert found["auc"]["confidence"] == pytest.approx(wanted, abs=1e-12)
 
 
 def test_correctness_attack_is_one_minus_accuracy() -> None:
