@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from evaluation import plots
-from evaluation.pairs import AnalysisConfig, Setting, is_plan, needs_scores
+from evaluation.pairs import AnalysisConfig, is_plan, needs_scores
 from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid, labels_of
+from evaluation.settings import Setting
 from groups import LEVELS
 from utils import digest_of
 
@@ -38,7 +39,7 @@ def _of_setting(table: list[Row]) -> list[tuple[Setting, list[Row]]]:
     found: dict[str, list[Row]] = {}
     for row in table:
         rows = found.setdefault(row.setting, [])
-        if row.method == FLOOR or row.pairs[0].method != "retrain":
+        if not row.is_reference:
             rows.append(row)
     places = {row.setting: row.place for row in table}
     return [(places[setting], rows) for setting, rows in found.items()]
@@ -74,7 +75,7 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
 
 
 def _family(place: Setting, size: int) -> tuple[Any, ...]:
-    return place.network, place.data, place.origin, place.score, size
+    return place.compared, place.data, place.origin, place.score, size
 
 
 def _order(column: str) -> tuple[int, int]:
@@ -155,10 +156,10 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
         rows = [row for row in rows if row.method == FLOOR or is_plan(row.pairs[0].run) or row.pairs[0].method in inside]
         scores = list(dict.fromkeys(filter(None, map(_refined_by, plans))))
         if place.group:
-            family = place.network, place.data, place.origin, f"{place.what} ({place.group})"
+            family = place.compared, place.data, place.origin, f"{place.what} ({place.group})"
             columns = {place.score: rows}
         else:
-            family = place.network, place.data, place.origin, place.label.split("forget ", 1)[1]
+            family = place.model, place.data, place.origin, place.label.split("forget ", 1)[1]
             columns = {score: [row for row in rows if _refined_by(row.pairs[0].run) in (None, score)]
                        for score in scores or [UNSCORED]}
         there = found.setdefault(family, {})

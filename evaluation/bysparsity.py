@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from evaluation import bygroup, plots
 from evaluation.bygroup import Cells, files_of, fill, pivot_of
-from evaluation.pairs import AnalysisConfig, pruned_share
+from evaluation.pairs import AnalysisConfig
 from evaluation.report import AGAINST_RETRAIN, BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
+from evaluation.settings import pruned_share
 from utils import digest_of
 
 
@@ -39,9 +40,10 @@ class Sweep:
 
     def pivot(self, name: str) -> Pivot:
         """The methods by the sparsities, one measure; without those that it says nothing of."""
-        idle = "retrain" if name in AGAINST_RETRAIN else "raw" if name == "seconds" else None
-        cells = {label: there for label, there in self.cells.items()
-                 if label == FLOOR or next(iter(there.values())).pairs[0].method != idle}
+        rows = {label: next(iter(there.values())) for label, there in self.cells.items()}
+        idle = {label for label, row in rows.items() if label != FLOOR and (
+            row.is_reference if name in AGAINST_RETRAIN else name == "seconds" and row.pairs[0].method == "raw")}
+        cells = {label: there for label, there in self.cells.items() if label not in idle}
         return pivot_of(self.heading, self.shares, cells, name)
 
 
@@ -93,9 +95,9 @@ def sweeps(table: list[Row]) -> list[Sweep]:
         if training is None:  # a published file has no record that says how it was pruned
             continue
         pruning = training.get("pruning") or {}
-        rest = {name: value for name, value in training.items() if name != "pruning"}
+        rest = [{name: value for name, value in training.items() if name != "pruning"}, run.record["parent"].get("setup")]
         network = f"{run.setting('dataset')} {run.setting('arch')}"
-        family = rows[0].place._replace(network=network, origin=digest_of([rest, run.setting("imagenet_arch")])[:4])
+        family = rows[0].place._replace(network=network, origin=digest_of([*rest, run.setting("imagenet_arch")])[:4])
         families.setdefault(family, {}).setdefault(_way(pruning), []).append((pruned_share(pruning), rows))
     found = []
     for family, ways in families.items():

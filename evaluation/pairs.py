@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.accuracy import EvaluationConfig, metrics_of
+from evaluation.settings import Setting, departures, pairing, places, told_apart
 from groups import LEVELS
+from models.originals import STAGES
 from sources.arrays import UNREADABLE
 from sources.scores import PROXIES
-from unlearn import METHODS
-from utils import BadInput, Saved, digest_of, find_runs, hp
+from utils import BadInput, Saved, find_runs, hp, sha256
 
 Groups = Mapping[str, np.ndarray]
+NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
+LISTED = 3  # runs that are named where many are left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,37 +49,6 @@ class AnalysisConfig(EvaluationConfig):
         return Path(self.out or Path(self.save_dir) / "analysis")
 
 
-class Setting(NamedTuple):
-    """What the runs share that are averaged over seeds: network, original's training, forget set.
-
-    group: of a forget set that was cut by scores, ``low``, ``mid``, ``high``, ``mix`` or ``chunk 3``; else "".
-    score: which scores; ``es chunks`` where the chunk was asked for by its number.
-    request: from 1 in a stream of deletion requests, else 0.
-    data: the data_key; origin: of the original's training, in hexadecimal; key: of the forget set; all equal over seeds.
-    """
-
-    network: str
-    what: str
-    size: int
-    group: str
-    score: str
-    request: int
-    data: str
-    origin: str
-    key: str
-
-    @property
-    def tag(self) -> str:
-        """Letters and digits that no other setting has, for the names of files."""
-        return f"{self.key}-{self.origin}"
-
-    @property
-    def label(self) -> str:
-        by = f" ({self.group} by {self.score})" if self.group else ""
-        request = f", request {self.request}" if self.request else ""
-        return f"{self.network}, forget {self.what}{by}{request}, {self.tag}"
-
-
 @dataclasses.dataclass
 class Pair:
     """A run and the retrain of the same split, seed and original; the metrics of both in percent.
@@ -98,9 +69,21 @@ class Pair:
         return self.run.setting("seed")
 
     @property
+    def is_reference(self) -> bool:
+        """Whether the run is the retrain itself that runs here are compared with."""
+        return self.run.folder == self.retrain.folder
+
+    @property
     def method(self) -> str:
         """The method's name, or that of the plan which main_rum.py followed."""
         return name_of(self.run)
+
+
+class Found(NamedTuple):
+    """What is compared, and what is to be said of runs that are not."""
+
+    pairs: list[Pair]
+    notes: list[str]
 
 
 def name_of(run: Saved) -> str:
@@ -118,48 +101,113 @@ def needs_scores(run: Saved) -> bool:
     return is_plan(run) and not run.record["plan"]["shuffle"] and [s["group"] for s in run.record["plan"]["steps"]] != ["all"]
 
 
-def pairs(cfg: AnalysisConfig) -> list[Pair]:
+def gather(cfg: AnalysisConfig) -> Found:
     """Every finished unlearning run that passes the filters, beside its retrain; under each setting that it belongs to.
 
+    Several retrains of one original, forget set and seed are told apart by their training. The one that was trained as its
+    original is the reference, the others are methods beside it; if none was, each is a reference of a setting of its own.
+
     Raises:
-        BadInput: no run passes; a run has no retrain (with the command that makes it), or several.
+        BadInput: no run passes, or none has a retrain (with the command that makes it); two retrains were trained alike.
     """
     wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
-    runs = find_runs(Path(cfg.save_dir), ("forget", "rum"), **wanted)
-    if cfg.seed is not None:
-        runs = [run for run in runs if run.setting("seed") in cfg.seed]
+    stages = ("forget", "rum")
+    every = [run for run in find_runs(Path(cfg.save_dir), stages, **wanted) if _of_seed(run, cfg)]
+    older = [run for run in every if NEEDED - run.record.keys()]
+    runs = [run for run in every if not NEEDED - run.record.keys()]
     retrains: dict[str, list[Saved]] = {}
     for run in runs:
         if name_of(run) == "retrain":
-            retrains.setdefault(_pairing(run), []).append(run)
+            retrains.setdefault(pairing(run), []).append(run)
     kept = [run for run in runs if name_of(run) != "retrain" and _passes(run, cfg)]
     if not kept:
         raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget or {cfg.save_dir}/rum passes the filters; "
                        "main_forget.py and main_rum.py make them")
-    for run in kept:
-        beside = retrains[_pairing(run)] = _plainest(retrains.get(_pairing(run), []))
-        if not beside:
-            raise BadInput(f"{run.folder} has no retrain to compare with; make it: {retrain_command(run, cfg.save_dir)}")
-        if len(beside) > 1:
-            raise BadInput(f"{run.folder} has several retrains: {', '.join(str(b.folder) for b in beside)}; keep one")
-    used = [retrains[key][0] for key in dict.fromkeys(map(_pairing, kept))]
+    alone = [run for run in kept if pairing(run) not in retrains]
+    if len(alone) == len(kept):
+        raise BadInput(f"{alone[0].folder} has no retrain to compare with; make it: {retrain_command(alone[0], cfg.save_dir)}")
+    kept = [run for run in kept if pairing(run) in retrains]
+    references = {key: _references(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
+    used = [run for there in references.values() for run in there.values()]
+    if cfg.unlearn is None or "retrain" in cfg.unlearn:
+        folders = {run.folder for run in used}
+        kept += [run for key in references for run in retrains[key] if run.folder not in folders]
+    late = [run for run in find_runs(Path(cfg.save_dir), stages, finished=False, **wanted) if _of_seed(run, cfg)]
+    late = [run for run in late if _passes(run, dataclasses.replace(cfg, unlearn=None) if name_of(run) == "retrain" else cfg)]
+    notes = [*_without_retrain(alone, cfg.save_dir), *_unfinished(late), *_of_older_form(older, [*used, *kept])]
+    return Found(_beside(used, kept, references, cfg), notes)
+
+
+def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mapping[str, Saved]],
+            cfg: AnalysisConfig) -> list[Pair]:
+    """The references, then the runs beside theirs.
+
+    Args:
+        references: pairing -> how the retrain departs from its original's training, in words -> retrain.
+    """
     attack = EvaluationConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(EvaluationConfig)})
     metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in [*used, *kept]}
-    places = _places(used, kept)
+    where = places(used, kept)
+    trained = told_apart((setting, run) for run in [*used, *kept] for setting in where[run.folder])
     parts = _parts([*used, *kept])
-    found = [(run, retrains[_pairing(run)][0], setting) for run in [*used, *kept] for setting in places[run.folder]]
-    return [Pair(run, ref, metrics[run.folder], metrics[ref.folder], setting, parts[run.folder], attack)
-            for run, ref, setting in found]
+    found, folders = [], {run.folder for run in used}
+    for run in [*used, *kept]:
+        for words, reference in references[pairing(run)].items():
+            if run.folder in folders and run.folder != reference.folder:
+                continue
+            told = f"retrain with {words}" if words else ""
+            for setting in where[run.folder]:
+                setting = setting._replace(trained=trained[setting.origin], reference=told)
+                found.append(Pair(run, reference, metrics[run.folder], metrics[reference.folder], setting, parts[run.folder],
+                                  attack))
+    return found
 
 
-def _plainest(retrains: list[Saved]) -> list[Saved]:
-    """Of several retrains those trained as their original was; all of them if none was."""
-    def plain(run: Saved) -> bool:
-        training = run.record["parent"].get("training") or {}
-        names = METHODS["retrain"].inherits
-        return all(run.setting(ours) == training[theirs] for ours, theirs in names.items() if theirs in training)
+def _references(retrains: list[Saved]) -> dict[str, Saved]:
+    """By how they depart from their original's training: the one that does not, or all."""
+    found: dict[str, list[Saved]] = {}
+    for run in retrains:
+        found.setdefault(departures(run), []).append(run)
+    taken = {"": found[""]} if "" in found else found
+    for same in taken.values():
+        if len(same) > 1:
+            raise BadInput(f"several retrains were trained alike: {', '.join(str(run.folder) for run in same)}; keep one")
+    return {words: same[0] for words, same in taken.items()}
 
-    return [run for run in retrains if plain(run)] or retrains
+
+def _of_seed(run: Saved, cfg: AnalysisConfig) -> bool:
+    return cfg.seed is None or run.setting("seed") in cfg.seed
+
+
+def _listed(runs: list[Saved], told: str = "") -> str:
+    shown = [f"{run.folder}{f' ({run.record[told]})' if told else ''}" for run in runs[:LISTED]]
+    return ", ".join(shown) + (f" and {len(runs) - LISTED} more" if len(runs) > LISTED else "")
+
+
+def _without_retrain(runs: list[Saved], save_dir: str) -> list[str]:
+    """A line for each retrain that is missing, with the command that makes it."""
+    missing: dict[str, list[Saved]] = {}
+    for run in runs:
+        missing.setdefault(pairing(run), []).append(run)
+    return [f"note: without a retrain to compare with, and left out: {_listed(there)}; make it: "
+            f"{retrain_command(there[0], save_dir)}" for there in missing.values()]
+
+
+def _unfinished(runs: list[Saved]) -> list[str]:
+    many = f"{len(runs)} run{'s'[: len(runs) - 1]}"
+    return [f"note: {many} that the filters take did not finish and {'are' if len(runs) > 1 else 'is'} in no table: "
+            f"{_listed(runs, 'status')}; their commands go on with them"] if runs else []
+
+
+def _of_older_form(left_out: list[Saved], shown: list[Saved]) -> list[str]:
+    """What is said of records that lack what is needed, and of those that tell less of their original than it takes."""
+    lines = [f"note: left out, since an earlier version of this suite made their records: {_listed(left_out)}; repeat them "
+             "with --force"] if left_out else []
+    parents = [(run, run.record["parent"]) for run in shown]
+    silent = [run for run, parent in parents if parent.get("training") is not None and not parent.get("setup")]
+    return lines + [f"note: an earlier version made the records of {_listed(silent)}, which do not tell the batch size, "
+                    "augmentation, precision and device of their original: other originals may share their rows; repeat them "
+                    "with --force"] if silent else lines
 
 
 def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
@@ -167,20 +215,17 @@ def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
     asked = all(getattr(cfg, name) in (None, run.setting(name))
                 for name in ("num_indexes_to_replace", "forget_fraction", "aug", "mem", "group_index"))
     classes = cfg.class_to_replace is None or tuple(run.setting("class_to_replace")) == cfg.class_to_replace
-    score = cfg.mem_proxy in (None, run.record.get("scores", {}).get("name"))
+    # what the scores were stands in the record of a finished run alone
+    score = run.record["scores"].get("name") if "scores" in run.record else run.setting("mem_proxy")
     name = name_of(run)
     names = {name, run.setting("unlearn"), *([name.split()[0]] if is_plan(run) else [])}
-    return asked and classes and score and (cfg.unlearn is None or bool(names & set(cfg.unlearn)))
-
-
-def _pairing(run: Saved) -> str:
-    return json.dumps([run.record["split_key"], run.setting("seed"), run.record["parent"]["sha256"]])
+    return asked and classes and cfg.mem_proxy in (None, score) and (cfg.unlearn is None or bool(names & set(cfg.unlearn)))
 
 
 def retrain_command(run: Saved, save_dir: str) -> str:
     """The command line that makes a run's retrain, to be pasted into a shell."""
     parent, settings = run.record["parent"], run.record["settings"]
-    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", parent["path"], "--forget_index",
+    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", _where(parent, save_dir), "--forget_index",
              str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
     if parent["training"] is None:  # a published file has no record to take these from
         for name, value in {**settings["protocol"], **settings["data"], **settings["model"]}.items():
@@ -191,61 +236,12 @@ def retrain_command(run: Saved, save_dir: str) -> str:
     return shlex.join(words)
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
-
-
-def _places(used: list[Saved], kept: list[Saved]) -> dict[Path, list[Setting]]:
-    """The settings of every run.
-
-    A run that names its forget set by a file stands with those that asked for the same set by group, so that the command
-    given for a missing retrain serves; unless another seed has the set by file alone, which then would be torn apart. A
-    retrain stands wherever a run is compared with it.
-    """
-    asked: dict[str, dict[Setting, None]] = {}
-    for run in [*used, *kept]:
-        if (own := _asked(run)) is not None:
-            asked.setdefault(_pairing(run), {})[own] = None
-    by_file = {run.record["split_key"] for run in kept if _pairing(run) not in asked}
-    found: dict[Path, list[Setting]] = {}
-    compared: dict[str, dict[Setting, None]] = {}
-    for run in kept:
-        own, split = _asked(run), run.record["split_key"]
-        mates = [] if split in by_file else list(asked.get(_pairing(run), ()))
-        found[run.folder] = [own] if own is not None else mates or [_by_split(run)]
-        compared.setdefault(_pairing(run), {}).update(dict.fromkeys(found[run.folder]))
-    return found | {run.folder: list(compared[_pairing(run)]) for run in used}
-
-
-def _asked(run: Saved) -> Setting | None:
-    """The setting of a forget set that was asked for by scores, or by a stream of requests; None for any other."""
-    mem, chunk = run.setting("mem"), run.setting("group_index")
-    record = run.record
-    if mem is None and chunk is None:
-        stream = run.setting("requests") is not None
-        return _by_split(run)._replace(request=record["request"]["number"] + 1) if stream else None
-    name = record["scores"]["name"]
-    group, score = (mem, name) if chunk is None else ("mix" if chunk == -1 else f"chunk {chunk}", "es chunks")
-    setting = _by_split(run)._replace(what=f"{record['forget_size']} images", group=group, score=score)
-    if name == "memorization":
-        return setting
-    # each original has scores of its own, and so has each seed its own forget set; what was asked for is the same
-    return setting._replace(key=digest_of([setting.data, group, score, setting.size])[:6])
-
-
-def _by_split(run: Saved) -> Setting:
-    record = run.record
-    network = (run.setting("dataset"), run.setting("arch"))
-    training = record["parent"].get("training") or {}
-    origin = digest_of([record["parent"].get("training"), run.setting("imagenet_arch"), *network])[:4]
-    network += tuple(f"{100 * share:.4g} % pruned" for share in [pruned_share(training.get("pruning") or {})] if share)
-    size, whole = record["forget_size"], ",".join(map(str, record["whole_classes"]))
-    what = f"class {whole} ({size} images)" if whole else f"{size} images"
-    return Setting(" ".join(network), what, size, "", "", 0, record["data_key"], origin, record["split_key"][:6])
-
-
-def pruned_share(pruning: Mapping[str, Any]) -> float:
-    """The share of the prunable weights that an original lacks, of the ``pruning`` in its record; 0 of a dense one."""
-    return 1 - pruning["shares"][-1] if pruning.get("shares") else float(pruning.get("synflow", 0))
+def _where(parent: Mapping[str, Any], save_dir: str) -> str:
+    """The original's file; where it was moved together with the runs, found by its hash."""
+    if Path(parent["path"]).exists():
+        return parent["path"]
+    files = (file for stage in STAGES for file in sorted((Path(save_dir) / stage).glob("*/model.pt")))
+    return next((str(file) for file in files if sha256(file) == parent["sha256"]), parent["path"])
 
 
 def _parts(runs: list[Saved]) -> dict[Path, Groups]:
@@ -253,11 +249,11 @@ def _parts(runs: list[Saved]) -> dict[Path, Groups]:
     own = {run.folder: _groups(run) for run in runs}
     known: dict[str, list[Groups]] = {}
     for run in runs:
-        there = known.setdefault(_pairing(run), [])
+        there = known.setdefault(pairing(run), [])
         if own[run.folder] and not any(_same(own[run.folder], other) for other in there):
             there.append(own[run.folder])
-    alone = {pairing: there[0] for pairing, there in known.items() if len(there) == 1}
-    return {run.folder: own[run.folder] or alone.get(_pairing(run), {}) for run in runs}
+    alone = {key: there[0] for key, there in known.items() if len(there) == 1}
+    return {run.folder: own[run.folder] or alone.get(pairing(run), {}) for run in runs}
 
 
 def _same(a: Groups, b: Groups) -> bool:

@@ -65,7 +65,7 @@ def _low(row: Row, name: str) -> float:
 
 def bars(table: list[Row], name: str, title: str) -> Figure:
     """A bar a method, best at the top, collapsed ones below all; with its interval, and the floor of retrains as a line."""
-    others = [row for row in _methods(table, name) if row.pairs[0].method != "retrain"]
+    others = [row for row in _methods(table, name) if not row.is_reference]
     shown = sorted(others, key=lambda row: (not row.collapsed, row.numbers[name][0])) or _methods(table, name)
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
     values = [row.numbers[name][0] for row in shown]
@@ -103,7 +103,7 @@ def groups(table: list[Row]) -> Figure:
     figure, panels = _figure(max(8, 1.6 + 0.85 * len(shown)), 7.6, 2, 1, sharex=True)
     for axes, kind, what in zip(panels, ("acc", "MIA"), ("accuracy in %", "called non-member in %"), strict=True):
         _beside(axes, shown, {f"{kind}_{level}": (level, colour) for level, colour in zip(LEVELS, HUES, strict=False)})
-        axes.set_ylabel(what + ("; dashed: retrain's" if shown[0].pairs[0].method == "retrain" else ""))
+        axes.set_ylabel(what + ("; dashed: retrain's" if shown[0].is_reference else ""))
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=3, frameon=False)
     panels[0].set_title(f"Accuracy (above) and MIA efficacy by group: {table[0].setting}", fontsize=10)
     return figure
@@ -117,7 +117,7 @@ def _beside(axes: Any, shown: list[Row], parts: dict[str, tuple[str, str]]) -> N
         values = [row.numbers[part][0] for row in shown]
         axes.bar(at, values, width, yerr=[_half(r, part) for r in shown], color=colour, label=label, capsize=2)
         for row in shown:
-            if row.pairs[0].method == "retrain":
+            if row.is_reference:
                 axes.axhline(row.numbers[part][0], color=colour, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(shown)), [row.told for row in shown], rotation=30, ha="right")
     lowest = min(_low(row, part) for row in shown for part in parts)
@@ -283,7 +283,7 @@ def efficacy(table: list[Row]) -> Figure:
               capsize=3)
     axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
     for row in shown:
-        if row.pairs[0].method == "retrain":
+        if row.is_reference:
             axes.axvline(row.numbers["MIA"][0], color=RED, linestyle="--", label="retrain: the target")
             axes.legend()
     axes.set_xlim(0, 100)
@@ -299,7 +299,7 @@ def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
     figure, axes = _figure(9, 5)
     for place, row in enumerate(shown):
         x, y = row.numbers[spent][0], row.numbers[name][0]
-        colour = RED if row.pairs[0].method == "retrain" else BLUE
+        colour = RED if row.is_reference else BLUE
         axes.errorbar(x, y, xerr=_half(row, spent), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
         # names stand in a column beside the axes, in the order of the points: near points would hide each other's
         axes.annotate(row.told, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,

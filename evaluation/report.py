@@ -15,7 +15,8 @@ import torch
 
 from evaluation import accuracy, separation, tow
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.pairs import AnalysisConfig, Pair, Setting, is_plan, name_of, needs_scores, pairs
+from evaluation.pairs import AnalysisConfig, Pair, gather, is_plan, name_of, needs_scores
+from evaluation.settings import Setting
 from groups import LEVELS
 from utils import BadInput, Saved, write_atomic
 
@@ -111,6 +112,11 @@ class Row:
         return self.pairs[0].setting
 
     @property
+    def is_reference(self) -> bool:
+        """Whether it is the retrain that the setting's runs are compared with."""
+        return self.method != FLOOR and self.pairs[0].is_reference
+
+    @property
     def collapsed(self) -> int:
         """How many of its runs are broken models."""
         return sum(bool(pair.run.record.get("collapsed")) for pair in self.pairs) if self.method != FLOOR else 0
@@ -147,14 +153,13 @@ def rows(found: list[Pair], level: float = 0.95) -> list[Row]:
         each = [measures(pair) for pair in members]
         numbers = {name: tow.t_interval([m[name] for m in each], level) for name in each[0] if all(name in m for m in each)}
         table.append(Row(key[0], labels[key], key[1], members, numbers))
-    order = {"retrain": -2, "raw": -1}
-    table.sort(key=lambda row: (row.setting, order.get(row.pairs[0].method, 0), row.method))
+    table.sort(key=lambda row: (row.setting, not row.is_reference, row.pairs[0].method != "raw", row.method))
     return [row for setting in dict.fromkeys(r.setting for r in table) for row in
             [*(r for r in table if r.setting == setting), *_floor(setting, table, level)]]
 
 
 def _floor(setting: str, table: list[Row], level: float) -> Iterable[Row]:
-    retrained = next((r.pairs for r in table if r.setting == setting and r.pairs[0].method == "retrain"), [])
+    retrained = next((r.pairs for r in table if r.setting == setting and r.is_reference), [])
     if len(retrained) > 1:
         shares = [_shares(pair.metrics) for pair in retrained]
         numbers = {name: tow.t_interval(tow.noise_floor(shares, distance), level)
@@ -299,7 +304,7 @@ def _notes(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     notes = []
     if any(row.collapsed for row in part):
         notes += BROKEN
-    if any(row.collapsed for row in part if row.method != FLOOR and row.pairs[0].method == "retrain"):
+    if any(row.collapsed for row in part if row.is_reference):
         notes += NO_REFERENCE
     for name in separation.LEVELS:
         reason = next((row.missing(name) for row in part if name in columns and row.missing(name)), None)
@@ -342,7 +347,8 @@ def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callab
     Args:
         draw: the figures of one setting by name; more: what gives the tables beside the main one, which may be none.
     """
-    table = rows(pairs(cfg))
+    found = gather(cfg)
+    table = rows(found.pairs)
     try:
         cfg.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -354,4 +360,4 @@ def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callab
         figures |= {figure if len(settings) == 1 else f"{figure}-{tag}": it for figure, it in drawn.items()}
     extras = [Extra(name, markdown(table, columns), csv_of(table), figures), *(e for make in more for e in make(cfg, table))]
     written = [file for extra in extras for file in _keep(cfg, extra)]
-    return "\n".join([*(extra.text for extra in extras), f"{cfg.folder}: {', '.join(written)}"])
+    return "\n".join([*(extra.text for extra in extras), *found.notes, f"{cfg.folder}: {', '.join(written)}"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+from dataset import DataConfig
+from models.files import ModelConfig
 from models.peer import read_safely
 from utils import BadInput, RuntimeConfig, Saved, find_runs, read_record, say, sha256
 
+SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
 
 
@@ -21,7 +25,7 @@ class Original(Saved):
 
     def facts(self) -> dict[str, Any]:
         """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
-        return {"path": str(self.file), "sha256": sha256(self.file), "training": self.training}
+        return {"path": str(self.file), "sha256": sha256(self.file), "training": self.training, "setup": self.setup}
 
     @property
     def training(self) -> dict[str, Any] | None:
@@ -33,6 +37,21 @@ class Original(Saved):
         if own is not None and self.record.get("pruning"):
             own = own | {"pruning": self.record["pruning"]}
         return self.record.get("parent", {}).get("training") or own
+
+    @property
+    def setup(self) -> dict[str, Any] | None:
+        """What else its weights depend on, but for seeds: data set, batch size, augmentation, network, device, precision.
+
+        None of a bare file, and of one that goes back to a run whose record is of an older form.
+        """
+        parent, settings = self.record.get("parent", {}), self.record.get("settings")
+        if parent.get("training"):
+            return parent.get("setup")
+        if settings is None:
+            return None
+        weighty = [field.name for config in (DataConfig, ModelConfig, RuntimeConfig) for field in dataclasses.fields(config)
+                   if field.metadata["digest"] and field.name not in SEEDS]
+        return {name: self.setting(name) for name in weighty}
 
 
 def record_inside(path: Path) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def beside(table: list[dict[str, str]]) -> dict[str, dict[str, list[Cell]]]:
     theirs, found = published(), {}
     for row in table:
         words = row["setting"].split(", ")  # network, pruning, forget set, what else tells it from others
-        kind = SETS.get(words[2]) if len(words) == 4 else None
+        kind = SETS.get(words[2].split(" against ")[0]) if len(words) == 4 else None
         method = row["method"].split(" (")[0]
         there = theirs.get((kind, method, float(row["sparsity"])))
-        if there is None or words[0] != NETWORK or not words[1].startswith(PRUNING):
+        if there is None or words[0].split(" trained with ")[0] != NETWORK or not words[1].startswith(PRUNING):
             continue
         name = f"{row['method']}, {100 * float(row['sparsity']):g} %, n={row['n']}"
         name += f", {row['collapsed']} collapsed" if int(row["collapsed"]) else ""

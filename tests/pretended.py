@@ -15,7 +15,8 @@ import shell
 
 from evaluation import accuracy, report
 from evaluation.accuracy import EvaluationConfig
-from evaluation.report import AnalysisConfig, Row
+from evaluation.pairs import AnalysisConfig, gather
+from evaluation.report import Row
 from utils import BadInput, read_record
 
 SEEDS = (3, 5, 8)
@@ -73,12 +74,17 @@ def change(run: Path, **fields: Any) -> None:
 
 
 def table_of(root: Path, **filters: Any) -> list[Row]:
-    return report.rows(report.pairs(AnalysisConfig(save_dir=str(root), **filters)))
+    return report.rows(gather(AnalysisConfig(save_dir=str(root), **filters)).pairs)
 
 
 def row_of(table: Iterable[Row], method: str) -> Row:
     (row,) = [row for row in table if row.method == method]
     return row
+
+
+def notes_of(root: Path, **filters: Any) -> str:
+    """What is said below the tables of runs that are in none."""
+    return "\n".join(gather(AnalysisConfig(save_dir=str(root), **filters)).notes)
 
 
 def refused(root: Path, *words: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import shell
 import torch
 from conftest import make_data, quiet_runtime, tiny_net
+from pretended import table_of
 from torch import nn
 
 from evaluation import accuracy, bygroup, bysparsity, plots, report
@@ -165,7 +166,7 @@ def test_another_attack_is_read_from_a_broken_models_outputs(spoil: Callable[[nn
 
 def test_broken_models_are_never_the_best(library: Path) -> None:
     """The bars go from the worst at the bottom up; a collapsed run is below all, whatever its ToW."""
-    table = report.rows(report.pairs(AnalysisConfig(save_dir=str(library / "zeros"))))
+    table = table_of(library / "zeros")
     for row in table:
         if row.method == "raw":
             row.numbers["ToW"] = (1.0, None, 1)
@@ -186,7 +187,7 @@ def test_one_of_two_seeds_that_collapsed_is_told(library: Path, tmp_path: Path) 
         if method == "raw":
             record["settings"]["cfg"] = run_of(root, "raw").record["settings"]["cfg"]
         (folder / "record.json").write_text(json.dumps(record))
-    table = report.rows(report.pairs(AnalysisConfig(save_dir=str(root), unlearn=("raw",))))
+    table = table_of(root, unlearn=("raw",))
     (row,) = [row for row in table if row.method == "raw"]
     assert (row.collapsed, row.told, row.seeds) == (1, "raw [1 of 2 collapsed]", [1, 9])
     assert [row.told for row in table if row.method != "raw"] == ["retrain", report.FLOOR]
@@ -194,7 +195,7 @@ def test_one_of_two_seeds_that_collapsed_is_told(library: Path, tmp_path: Path) 
 
 def test_tables_of_a_measure_that_no_model_has_are_left_out(library: Path) -> None:
     """One seed, whose one method's outputs are not finite: no ToW-MIA by group, of plans or by sparsity, and no error."""
-    table = report.rows(report.pairs(AnalysisConfig(save_dir=str(library / "nan_weight"), unlearn=("raw",))))
+    table = table_of(library / "nan_weight", unlearn=("raw",))
     many = [dataclasses.replace(row, setting=f"{level} {row.setting}", pairs=[dataclasses.replace(
         pair, setting=pair.setting._replace(group=level, score="confidence")) for pair in row.pairs])
         for level in ("low", "high") for row in table]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import shell
-from pretended import LEANS, SEEDS, SIZES, change, copied, four_methods, outputs_of, pretend, refused, row_of, table_of
+from pretended import (
+    LEANS,
+    SEEDS,
+    SIZES,
+    change,
+    copied,
+    four_methods,
+    notes_of,
+    outputs_of,
+    pretend,
+    refused,
+    row_of,
+    table_of,
+)
 from scipy import stats
 
 from evaluation import plots, report
@@ -151,23 +165,42 @@ def test_other_attack_changes_only_membership(bench: Path) -> None:
 # --------------------------------------------------------------------------------------------------- what does not pair
 
 
-def test_retrain_of_another_seed_is_refused(bench: Path, tmp_path: Path) -> None:
+def left_out(root: Path, seed: int) -> str:
+    """The note on a seed whose retrain is missing; the other two seeds stand in the table, that one in none."""
+    assert {tuple(row.seeds) for row in table_of(root)} == {tuple(s for s in SEEDS if s != seed)}
+    (line,) = notes_of(root).splitlines()
+    assert f"-{seed}" in line and "left out" in line and f"--seed {seed}" in line
+    return line
+
+
+def test_runs_without_a_retrain_of_their_seed_are_left_out_with_its_command(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     shutil.rmtree(root / "forget" / "retrain-5")
-    refused(root, "5 has no retrain", "--unlearn retrain", "--seed 5", "splits.npz")
+    line = left_out(root, 5)
+    assert all(word in line for word in ("raw-5", "FT-5", "NG-5", "--unlearn retrain", "splits.npz"))
+    for seed in (3, 8):
+        shutil.rmtree(root / "forget" / f"retrain-{seed}")
+    refused(root, "has no retrain", "--unlearn retrain", "splits.npz")
 
 
-def test_retrain_of_another_forget_set_is_refused(bench: Path, tmp_path: Path) -> None:
+def test_retrain_of_another_forget_set_is_none(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     change(root / "forget" / "retrain-8", split_key="another")
-    refused(root, "8 has no retrain", "--seed 8")
+    left_out(root, 8)
 
 
-def test_retrain_of_another_original_is_refused(bench: Path, tmp_path: Path) -> None:
+def test_retrain_of_another_original_is_none(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     parent = read_record(root / "forget" / "retrain-3").record["parent"]
     change(root / "forget" / "retrain-3", parent=parent | {"sha256": "another"})
-    refused(root, "3 has no retrain", "--seed 3")
+    left_out(root, 3)
+
+
+def test_command_for_a_missing_retrain_names_its_original_where_that_was_moved_to(tmp_path: Path) -> None:
+    shell.forget(shell.train(tmp_path / "old"), tmp_path / "old", "raw", *shell.FORGET)
+    (tmp_path / "old").rename(tmp_path / "new")
+    original = shell.only(tmp_path / "new", "train")
+    refused(tmp_path / "new", f"--checkpoint {original.folder / 'model.pt'}")
 
 
 def test_seeds_of_one_original_have_each_their_own_retrain(bench: Path, library: Path, tmp_path: Path) -> None:
@@ -179,25 +212,38 @@ def test_seeds_of_one_original_have_each_their_own_retrain(bench: Path, library:
     assert row.numbers == row_of(table_of(bench), "NG").numbers
 
 
-def test_unfinished_retrain_is_none(bench: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["running", "failed: MemoryError: "])
+def test_runs_that_did_not_finish_are_counted_below_the_table(status: str, bench: Path, tmp_path: Path) -> None:
+    """Those that the filters would have taken; a retrain too, since it is always there."""
     root = copied(bench, tmp_path)
-    change(root / "forget" / "retrain-3", status="running")
-    refused(root, "3 has no retrain")
-    change(root / "forget" / "retrain-3", status="failed: MemoryError: ")
-    refused(root, "3 has no retrain")
+    for name in ("retrain-3", "FT-5", "NG-8"):
+        change(root / "forget" / name, status=status)
+    assert f"3 runs that the filters take did not finish and are in no table: {root}" in notes_of(root)
+    told = notes_of(root, unlearn=("NG", "raw"), seed=(8,))
+    assert "1 run that the filters take did not finish and is in no table" in told and f"NG-8 ({status})" in told
+    assert "did not finish" not in notes_of(root, unlearn=("raw",), seed=(5,))
+    text = report.write(AnalysisConfig(save_dir=str(root)), "tow", report.TOW_COLUMNS, plots.tow_figures)
+    assert all(line in text for line in notes_of(root).splitlines())
 
 
-def test_two_retrains_of_one_run_are_refused(bench: Path, library: Path, tmp_path: Path) -> None:
+def test_records_of_an_older_form_are_left_out_by_name(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
-    again = pretend(library, root, "retrain", 3, name="b")
-    refused(root, "several retrains", str(again), str(root / "forget" / "retrain-3"))
+    record = read_record(root / "forget" / "FT-5").record
+    (root / "forget" / "FT-5" / "record.json").write_text(json.dumps(
+        {name: value for name, value in record.items() if name != "split_key"}))
+    assert row_of(table_of(root), "FT").seeds == [3, 8]
+    told = notes_of(root)
+    assert "earlier version" in told and str(root / "forget" / "FT-5") in told and "--force" in told
 
 
-def test_of_two_retrains_the_one_trained_as_the_original_is_taken(bench: Path, library: Path, tmp_path: Path) -> None:
+def test_records_that_do_not_tell_how_their_original_was_made_are_named(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
-    pretend(library, root, "retrain", 3, name="b", unlearn_lr=0.5)
-    used = {pair.retrain.folder for pair in report.pairs(AnalysisConfig(save_dir=str(root)))}
-    assert root / "forget" / "retrain-3" in used and not any("b" in folder.name for folder in used)
+    for method in LEANS:
+        folder = root / "forget" / f"{method}-5"
+        parent = read_record(folder).record["parent"]
+        change(folder, parent={name: value for name, value in parent.items() if name != "setup"})
+    assert "batch size" in notes_of(root) and "FT-5" in notes_of(root) and "FT-3" not in notes_of(root)
+    assert {tuple(row.seeds) for row in table_of(root) if row.method != FLOOR} == {(3, 8), (5,)}
 
 
 def test_two_runs_of_one_seed_are_refused(bench: Path, library: Path, tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def read_record(folder: Path) -> Saved:
     return Saved(folder, record)
 
 
-def find_runs(root: Path, stages: tuple[str, ...], **wanted: Any) -> list[Saved]:
-    """Finished runs of the stages under a ``save_dir`` whose settings equal all that is ``wanted``, oldest first."""
+def find_runs(root: Path, stages: tuple[str, ...], finished: bool = True, **wanted: Any) -> list[Saved]:
+    """Finished (or all other) runs of the stages under a ``save_dir`` whose settings equal all ``wanted``, oldest first."""
     runs = [read_record(path.parent) for stage in stages for path in sorted((root / stage).glob("*/record.json"))]
-    runs = [run for run in runs if run.record["status"] == "done"]
+    runs = [run for run in runs if (run.record["status"] == "done") == finished]
     runs = [run for run in runs if all(run.setting(name) == value for name, value in wanted.items())]
     return sorted(runs, key=lambda run: run.record["finished"])
 
