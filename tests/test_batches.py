@@ -13,7 +13,7 @@ import loaded
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, quiet_runtime, toy_arrays
+from conftest import TOY, make_data, quiet_runtime, toy_arrays
 from loaded import load
 from scipy.stats import chi2
 from torch import Tensor
@@ -89,6 +89,21 @@ def test_purposes_have_orders_of_their_own(rt: Runtime) -> None:
     assert known == [i for batch in plain.loader("train", runtime, "unlearn") for i in batch.index.tolist()]
 
 
+def test_parts_have_orders_and_crops_of_their_own(rt: Runtime) -> None:
+    """Retain and forget set of one size under one purpose; crops of one image in every place, so that no order shows."""
+    data, places, crops = make_data(rt, forget=27, aug=True), {}, {}
+    for part in ("retain", "forget"):
+        index = torch.cat([batch.index for batch in data.loader(part, rt, "unlearn")])
+        places[part] = np.searchsorted(data.index(part), index.numpy()).tolist()
+    data.images.x[:], data.images._windows = data.images.x[0].clone(), None
+    for part in ("retain", "forget", "retain again"):
+        crops[part] = torch.cat([batch.x for batch in data.loader(part.split()[0], rt, "unlearn")])
+    assert sorted(places["retain"]) == sorted(places["forget"]) == list(range(27)) and places["retain"] != places["forget"]
+    assert torch.equal(crops["retain"], crops["retain again"]) and not torch.equal(crops["retain"], crops["forget"])
+    other = torch.cat([batch.x for batch in data.loader("retain", rt, "unlearn/0.1")])
+    assert not torch.equal(crops["retain"], other)
+
+
 def test_evaluation_batches_are_the_pixels_in_order(rt: Runtime, digits: sources.Arrays) -> None:
     data = load(rt, {"num_indexes_to_replace": 300}, aug=True)
     for part in ("train", "retain", "forget", "val", "test"):
@@ -120,6 +135,14 @@ def test_relabelled_keeps_examples_and_order() -> None:
     assert torch.equal(loader.labels, loader.images.y[loader.index]), "the loader itself keeps its labels"
     with pytest.raises(AssertionError):
         loader.relabelled(labels[1:])
+
+
+def test_relabelled_and_summed_loaders_shuffle_and_augment_as_their_first(rt: Runtime) -> None:
+    data = make_data(rt, aug=True)
+    forget, retain = (data.loader(part, rt, "unlearn") for part in ("forget", "retain"))
+    for made in (forget.relabelled(forget.labels), forget + retain):
+        assert made.augment is forget.augment is not None and made.shuffle is forget.shuffle is not None
+        assert made.batch_size == forget.batch_size == 16
 
 
 def test_sum_of_loaders_has_the_examples_of_both_mixed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,7 @@ def test_a_method_that_diverges_is_recorded_as_collapsed(library: Path, tmp_path
         assert "collapsed: the loss became" in said and ("FT broke the model" in said) == (attack == "threshold")
     record = run_of(tmp_path, "FT").record
     assert record["collapsed"] and record["metrics"]["collapsed"] == record["diverged"] and record["metrics"]["retain"] < 67
+    assert re.fullmatch(r"the loss became \S+ in epoch \d", record["diverged"])  # the fact; the advice is for the screen
 
 
 def test_steps_after_one_that_diverged_leave_the_model_alone(library: Path, tmp_path: Path) -> None:

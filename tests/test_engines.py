@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,16 @@ def test_outputs_of_the_engines_are_those_of_the_trained_models() -> None:
         for found in (one[number], many[number]):
             for part, logits in zip(("train", "test"), expected, strict=True):
                 assert (found.logits[part] - logits).abs().max() < 1e-3, (part, number)
+
+
+def test_seconds_are_a_models_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 12 s whenever it is read: of a stack a share each, of an image in a step its part."""
+    setup, clock = make_setup(torch.float32), itertools.count(0, 12)
+    monkeypatch.setattr(engines, "time", SimpleNamespace(perf_counter=clock.__next__))
+    cuts = dict(enumerate(subsets(setup, [0, 1, 2, 3], 30)))
+    assert [t.seconds for t in serial(setup, cuts.__getitem__, [0, 1])] == [12, 12]
+    assert [t.seconds for t in stacked(setup, cuts.__getitem__, range(4), size=3)] == [4, 4, 4, 12]
+    assert [engines.pace(setup, cuts[0], size) for size in (1, 3)] == [12 / 30, 12 / 30 / 3]
 
 
 def test_scores_of_the_engines_agree(tmp_path: Path) -> None:

@@ -228,6 +228,19 @@ def test_killed_training_goes_on_with_its_events(tmp_path: Path) -> None:
         assert np.array_equal(again.arrays(labels, "k")[name], values, equal_nan=name in (*NAMES, "loss_curvature")), name
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_resumed_run_records_what_it_did_before(recorded: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """--record_curvature moves no folder, so that a killed run can be resumed under another word; that is said once."""
+    before, again = (Events(60, quiet_runtime(), curvature=flag) for flag in (recorded, not recorded))
+    again.keep.update(before.keep)
+    for epoch in (2, 3):
+        again.begin(epoch, 5)
+    assert again.curvature == recorded
+    did = "recorded" if recorded else "did not record"
+    assert capsys.readouterr().out == (f"notice: the killed run {did} the loss curvature, so it goes on that way; --force "
+                                       "starts anew\n")
+
+
 def test_seconds_are_those_of_the_hook_alone() -> None:
     data, events = make_data(quiet_runtime()), Events(60, quiet_runtime())
     start = time.perf_counter()

@@ -173,6 +173,21 @@ def test_engine_is_chosen_by_device_and_work(tmp_path: Path, monkeypatch: pytest
     assert seconds == pytest.approx([expected, expected / 3])
 
 
+def test_pace_of_processes_is_that_of_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they will compute; the others, and all that comes after, on as many as there were."""
+    job, seen = make_job(tmp_path), []
+    pool = Pool(tmp_path, quick(models=8), job.data, SMALL, job.rt, job.data_config)
+    monkeypatch.setattr(engines, "pace", lambda *args: seen.append(torch.get_num_threads()) or 1.0)
+    torch.set_num_threads(2)
+    try:
+        for name in ("processes", "serial"):
+            factory._way(other_settings(pool, engine=name), list(range(8)))
+            seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1, 2, 2, 2]
+
+
 def other_settings(pool: Pool, **values: Any) -> Pool:
     cfg = dataclasses.replace(pool.cfg, **values)
     return Pool(pool.save_dir, cfg, pool.data, pool.setup.model, pool.rt, pool.data_config)

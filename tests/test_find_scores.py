@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import shell
+from pretended import change
 from scored import by_hand, digits, memorization_run, scored_original, tied
 
 from dataset import DataConfig
+from memorization.report import memorization_of
 from sources.scores import find_scores
 from stages import ScoreConfig
 from utils import BadInput, Run, RunConfig, Saved, sha256
@@ -59,6 +61,19 @@ def test_memorization_is_found_by_its_data_set(scored: tuple[Saved, Path], tmp_p
     assert all(str(tmp_path / "a" / "memorization" / name) in str(said.value) for name in ("few", "more", "elsewhere"))
     named = scores_used(original, tmp_path / "b", "--mem", "high", "--scores", scored[1])
     assert named["path"] == str(scored[1])
+
+
+def test_a_proxy_is_compared_with_the_largest_pool_of_its_own_images(tmp_path: Path) -> None:
+    """Of another data set however large does not count; a file that is named goes before all."""
+    data, random, made = digits(), np.random.default_rng(3), {}
+    for name, models, key in (("most", 9, data.splits.images_key), ("few", 4, data.splits.images_key), ("other", 40, "others")):
+        scores = random.random(len(data.candidates.y))
+        made[name] = memorization_run(tmp_path, name, scores, name, models) / "scores.npz", scores
+        change(made[name][0].parent, images_key=key)
+    path, found = memorization_of(data, [tmp_path], None)
+    assert path == made["most"][0] and np.array_equal(found, made["most"][1])
+    assert memorization_of(data, [tmp_path], str(made["few"][0]))[0] == made["few"][0]
+    assert memorization_of(data, [tmp_path / "nowhere"], None) is None
 
 
 def test_a_measured_proxy_is_of_the_one_model(scored: tuple[Saved, Path], tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_seconds_of_recorded_curvature_are_counted(made: Path, tmp_path: Path) -
     """By the events beside the original as by a copy of them; none of the other events, which the curvature needs not."""
     original = shell.only(made, "train")
     recording = original.record["seconds"]["curvature"]
-    assert abs(recording - original.record["seconds"]["events"]) > 0.01
+    assert recording > 2 * original.record["seconds"]["events"] > 0  # two more passes a step, forwards and back
     shell.call("main_memorization.py", "--checkpoint", original.folder, "--score", "loss_curvature", "--curvature", "recorded",
                save_dir=tmp_path)
     copy = shell.only(tmp_path, "memorization")

@@ -205,6 +205,16 @@ def test_requests_are_read_in_their_order(tmp_path: Path) -> None:
     assert [index.tolist() for index in asked(tmp_path, [[8, 2, 4], [0], [38, 36]])] == [[2, 4, 8], [0], [36, 38]]
 
 
+@pytest.mark.parametrize("flag, value", [("num_indexes_to_replace", 5), ("forget_fraction", 0.1), ("forget_index", "set.npy"),
+                                         ("mem", "mix"), ("group_index", 3), ("class_to_replace", (0,))])
+def test_requests_and_a_flag_that_chooses_a_set_are_refused(flag: str, value: Any) -> None:
+    chosen = ForgetConfig(**{flag: value})
+    with pytest.raises(BadInput, match=f"--requests names what to forget; leave --{flag} away"):
+        plan.forget_of(PlanConfig(requests="requests.json"), chosen)
+    assert plan.forget_of(PlanConfig(), chosen) is chosen
+    assert plan.forget_of(PlanConfig(requests="requests.json"), ForgetConfig(scores="scores.npz")) is None
+
+
 @pytest.mark.parametrize("content, said", [
     ({"a": [2]}, "list of one or more lists"), ([], "list of one or more"), ([[2], []], "list of one or more"),
     ([2, 4], "list of one or more"), ([[2], [4.0]], "request 2 holds other things"), ([[2], [True]], "request 2 holds other"),

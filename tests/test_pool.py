@@ -184,7 +184,8 @@ def test_identity_is_of_what_decides_the_models_and_nothing_else(tmp_path: Path)
     folders += [make_pool(tmp_path, rt, make_toy(rt, **values)).folder for values in (dict(aug=True), dict(seed=2))]
     folders += [make_pool(tmp_path, Runtime(dataclasses.replace(rt.cfg, **values))).folder
                 for values in (dict(seed=6), dict(precision="bf16"))]
-    folders += [Pool(tmp_path, quick(), make_toy(rt), ModelConfig(arch="resnet20s"), rt).folder]
+    folders += [Pool(tmp_path, quick(), make_toy(rt), ModelConfig(**net), rt).folder
+                for net in (dict(arch="resnet20s"), dict(arch="resnet18"), dict(arch="resnet18", imagenet_arch=True))]
     assert len({base.folder, *folders}) == len(folders) + 1
 
 

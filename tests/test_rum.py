@@ -219,6 +219,13 @@ def test_plans_that_begin_alike_share_their_steps(scored: tuple[Saved, Path], ch
     assert len(find_runs(tmp_path / "alone", ("step",))) == 5
 
 
+def test_settings_of_a_plan_tell_its_steps_apart(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    """Under other masks or with other retain sets no step is one that was taken before."""
+    words = ["--unlearn", "FT", "--density", 0.5, "--unlearn_epochs", 0]
+    runs = [forget(scored, tmp_path, *words, *more) for more in ([], ["--mask_mode", "published"], ["--rum_retain", "whole"])]
+    assert len({row["run"] for run in runs for row in run.record["rows"]}) == 9
+
+
 def test_a_finished_plan_is_done_and_force_repeats_it(
     scored: tuple[Saved, Path], chained: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

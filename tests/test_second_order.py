@@ -93,6 +93,18 @@ def test_log_of_a_repeated_run_is_one_row(name: str, values: dict[str, Any], tmp
         assert len((run.folder / "log.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("name", "values", "told"), [("fisher", {}, "noise_norm"), ("wfisher", dict(alpha=3.0), "step_norm")])
+def test_norm_in_the_log_is_that_of_the_change(name: str, values: dict[str, Any], told: str, rt: Runtime, data: Data,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(Task, "log_whole", lambda task, **row: rows.append(row))
+    model = tiny_net(rt)
+    before = snapshot(model)
+    METHODS[name].apply(model, data, METHODS[name].config(**values), rt)
+    change = torch.cat([(p.detach().double() - before[key].double()).flatten() for key, p in model.named_parameters()])
+    assert rows[0][told] == pytest.approx(float(change.norm()), rel=1e-2) and change.any()
+
+
 # ------------------------------------------------------------------------------------------------------------------- SSD
 
 
