@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import shell
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ def forget(scored: tuple[Saved, Path], save_dir: Path, *words: Any, chosen: list
 
 def steps_of(run: Saved) -> list[Saved]:
     return [read_record(Path(row["run"])) for row in run.record["rows"]]
+
+
+def assert_seconds_of_its_steps(run: Saved) -> None:
+    """Also of those that were taken before, and of no other request's."""
+    spent = [step.record["seconds"]["unlearn"] for step in steps_of(run)]
+    assert run.record["seconds"]["unlearn"] == pytest.approx(sum(spent)) and min(spent) > 0
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

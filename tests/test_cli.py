@@ -17,7 +17,9 @@ import arg_parser
 import dataset
 import models
 import utils
+from pruner.mask import largest
 from unlearn import METHODS
+from unlearn.saliency import saliency
 from utils import Runtime, RuntimeConfig, Saved, find_runs
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -106,6 +108,21 @@ def test_salun_moves_only_the_weights_of_the_mask(library: Path, original: Saved
     assert run.record["mask"]["density"] == 0.5
     made = shell.only(library, "mask")
     assert run.record["seconds"]["mask"] == made.record["seconds"]["mask"] > 0
+
+
+def test_published_saliency_is_of_means_over_batches_of_the_flag(library: Path, original: Saved, tmp_path: Path) -> None:
+    """Of 20 images in batches of 7 the last six weigh as much as seven, so that other weights are salient."""
+    words = ["--saliency_mode", "published", "--batch_size", 7]
+    shell.call("generate_mask.py", "--checkpoint", original.folder, *shell.FORGET, *words, save_dir=tmp_path)
+    run, rt = shell.only(tmp_path, "mask"), Runtime(RuntimeConfig(device="cpu"))
+    found, exact = (torch.load(one.folder / "with_0.5.pt", weights_only=True) for one in (run, shell.only(library, "mask")))
+    data = dataset.load(dataset.DataConfig(dataset="digits", classes="0-2"), rt)
+    model, _ = models.load(original.folder / "model.pt", models.ModelConfig(arch="resnet20s"), data, rt)
+    forget = data.subset(arrays(run.folder / "splits.npz")["forget"])
+    forget.batch_size = 7
+    expected = largest(saliency(model, forget, "published"), (0.5,))[0.5]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert sum(int((found[name] != exact[name]).sum()) for name in exact) > 100
 
 
 def test_several_densities_come_from_one_ranking(library: Path, original: Saved, tmp_path: Path) -> None:

@@ -96,6 +96,16 @@ def test_more_rounds_reuse_the_finished_ones(sparse: Path, tmp_path: Path) -> No
     assert not taken and "mask" not in content(shell.only(root, "imp", sparsity=0.0).folder)
 
 
+def test_rounds_that_rewind_elsewhere_train_a_dense_model_of_their_own(sparse: Path, tmp_path: Path) -> None:
+    """What is finished rewinds to its first epoch and has no weights of the second; it begins with a new dense round."""
+    root = tmp_path / "more"
+    shutil.copytree(sparse, root)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shell.interrupt_step(patch, trainer.Sgd, 1)
+        shell.call("main_imp.py", *SHORT, "--rewind_epoch", "2", "--rate", "0.2", save_dir=root)
+    assert len(list((root / "round").glob("*-round0-*"))) == 2 and len(rounds(root)) == 3
+
+
 # ------------------------------------------------------------------------------------------------------------ rewinding
 
 

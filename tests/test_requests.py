@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import shell
 import torch
-from planned import assert_as_if_never_stopped, forget, parts_of, same
+from planned import assert_as_if_never_stopped, assert_seconds_of_its_steps, forget, parts_of, same
 from scored import digits, scored_original
 
 import trainer
@@ -57,6 +57,8 @@ def test_requests_follow_one_another(scored: tuple[Saved, Path], tmp_path: Path)
         assert step["forget"] == sorted(own) and step["retain"] == sorted(train - gone)
         assert not gone & set(step["retain"])
     assert set(seen[0]["retain"]) > set(lists[1].tolist())  # nobody knows of the second request yet
+    assert_seconds_of_its_steps(first)
+    assert_seconds_of_its_steps(second)
     assert len({step["purpose"] for step in seen}) == 6  # no two steps of a stream draw alike
 
     shell.forget(scored[0], tmp_path, "retrain", "--forget_index", second.folder / "splits.npz", "--unlearn_epochs", 0)

@@ -12,7 +12,7 @@ import pytest
 import shell
 import torch
 from conftest import quiet_runtime
-from planned import MIX, assert_as_if_never_stopped, forget, parts_of, same, steps_of
+from planned import MIX, assert_as_if_never_stopped, assert_seconds_of_its_steps, forget, parts_of, same, steps_of
 from scored import digits, memorization_run, scored_original, write_scores
 from torch import Tensor
 
@@ -159,6 +159,16 @@ def test_retain_sets_are_a_setting(how: str, scored: tuple[Saved, Path], tmp_pat
     assert sizes == ([train - 30] * 3 if how == "whole" else [train - 30, train - 20, train - 10])
 
 
+def test_what_a_step_prunes_stays_pruned(scored: tuple[Saved, Path], tmp_path: Path) -> None:
+    run = forget(scored, tmp_path, "--plan",
+                 "low:FT_prune_bi(unlearn_epochs=1,rate=0.5) mid:FT(unlearn_epochs=1) high:FT(unlearn_epochs=1)")
+    contents = [torch.load(one.folder / "model.pt", weights_only=True) for one in (*steps_of(run), run)]
+    mask = contents[0]["mask"]
+    assert sum(int(part.sum()) for part in mask.values()) == round(0.5 * sum(part.numel() for part in mask.values()))
+    for content in contents:
+        assert same(content["mask"], mask) and not any(content["state_dict"][name][~part].any() for name, part in mask.items())
+
+
 def test_typed_flags_reach_every_step(scored: tuple[Saved, Path], tmp_path: Path) -> None:
     run = forget(scored, tmp_path, "--unlearn", "NG", "--unlearn_epochs", 0, "--alpha", 0.31, "--momentum", 0.2,
                  "--order", "high,mid,low")
@@ -214,6 +224,7 @@ def test_plans_that_begin_alike_share_their_steps(scored: tuple[Saved, Path], ch
     assert [path for path in before if shell.listing(root)[path] != before[path]] == []
     assert len(find_runs(root, ("step",))) == 4
     assert_as_if_never_stopped(run, alone)
+    assert_seconds_of_its_steps(run)
     same_method = forget(scored, tmp_path / "alone", "--unlearn", "FT", "--unlearn_lr", 0.03, "--unlearn_epochs", 1)
     assert same_method.record["rows"][0]["run"] == alone.record["rows"][0]["run"]
     assert len(find_runs(tmp_path / "alone", ("step",))) == 5
