@@ -71,7 +71,7 @@ def starts(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def fit(model: Any, loader: Any, cfg: Any, rt: Any, run: Any, mask: Any = None, first: int = 0, epochs: Any = None,
             snapshot: int = 0, purpose: str = "train") -> None:
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        order = loader.shuffle.initial_seed()
+        order = loader.shuffle.get_state().numpy().tobytes()
         seen.append({"state": state, "mask": mask, "first": first, "epochs": epochs, "index": loader.index, "order": order})
         real(model, loader, cfg, rt, run, mask, first, epochs, snapshot, purpose)
 

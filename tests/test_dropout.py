@@ -23,7 +23,7 @@ def dropping(rt: Runtime) -> nn.Module:
 
 def test_every_pass_has_masks_of_its_own(data: Data, rt: Runtime) -> None:
     """At rate 0, over the same batches, nothing else can tell the losses of the passes apart."""
-    opt = Sgd(dropping(rt), ScheduleConfig(), lr=0.0, epochs=4, rt=rt)
+    opt = Sgd(dropping(rt), ScheduleConfig(), lr=0.0, epochs=4, rt=rt, purpose="train")
     losses = [opt.epoch(data.loader("retain"), cross_entropy) for _ in range(4)]
     assert len(set(losses)) == 4
 
