@@ -7,12 +7,14 @@ the protocol, the method and the original's record, and turns BadInput into exit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import functools
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +25,15 @@ import stages
 import unlearn
 from sources.scores import find_scores
 from stages import CHOOSERS, FREE, PROTOCOLS, STAGES
-from utils import BadInput, Config, Saved, say, sha256
+from utils import BadInput, Config, Saved, as_line, say, sha256, shown
+
+# what the system says of a path that is not ours, or that cannot be one; anything else is a fault of this suite
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {as_line(message)}\n")
 
 
 def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]], Callable[..., None]]:
@@ -43,6 +48,10 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
                 main(parse(stage, sys.argv[1:] if argv is None else argv, parser))
             except BadInput as error:
                 parser.error(str(error))
+            except OSError as error:  # such as a folder that a path leads through, and that is not ours to read
+                if error.errno not in REFUSED or error.filename is None:
+                    raise
+                parser.error(f"{error.filename}: {error.strerror}; name another file or folder, or get the right to this one")
 
         return run
 
@@ -53,7 +62,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     """Settings of a stage from its command line: typed, else the original's record, the method's, the protocol's."""
     parser = parser or _Parser(prog=STAGES[stage][0], allow_abbrev=False)
     given = [token.partition("=")[0] for token in argv]
-    argv = _spell(stage, argv)
+    argv = stages.spelled(stage, argv)
     groups = dict(STAGES[stage][1])
     chooser = next((group for group in CHOOSERS if group in groups), None)
     chosen = None
@@ -64,7 +73,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
         chosen = _chosen(stage, chooser, groups, argv)
     if chooser == "method" and chosen is None and "plan" not in groups and not {"-h", "--help"} & set(argv):
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
-    typed = _typed(parser, groups, argv, stage)
+    typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed)
@@ -85,12 +94,18 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
 
 
 def _made(stage: str, group: str, config: type[Config], values: dict[str, Any]) -> Config:
-    """The settings of a group; what is wrong with one is told under its flag in this stage."""
-    try:
+    with _under_its_flag(stage, group, values):
         return config(**values)
+
+
+@contextlib.contextmanager
+def _under_its_flag(stage: str, group: str, names: Iterable[str]) -> Iterator[None]:
+    """What is wrong with a setting is told under its flag in this stage."""
+    try:
+        yield
     except BadInput as error:
         text = str(error)
-        for name in values:
+        for name in names:
             text = text.replace(f"--{name} ", f"--{stages.flag_of(stage, group, name)} ")
         raise BadInput(text) from None
 
@@ -99,7 +114,7 @@ def _chosen(stage: str, chooser: str, groups: dict[str, type[Config]], argv: lis
     """The method or score that the command line names; its settings join the groups, and what it has no use for leaves."""
     flag = CHOOSERS[chooser][0]
     default = next(field.default for field in dataclasses.fields(groups[chooser]) if field.name == flag)
-    name = _peek(argv, flag) or default
+    name = stages.peek(argv, flag) or default
     if name is None:
         return None
     chosen = stages.entry_of(stage, chooser, name)
@@ -107,39 +122,6 @@ def _chosen(stage: str, chooser: str, groups: dict[str, type[Config]], argv: lis
     if not getattr(chosen, "original", True):
         del groups["parent"]
     return chosen
-
-
-def _peek(argv: list[str], name: str) -> str | None:
-    found = None
-    for token, following in zip(argv, [*argv[1:], ""], strict=True):
-        if token.partition("=")[0] == f"--{name}":
-            found = token.partition("=")[2] if "=" in token else following  # the last one counts, as in argparse
-    return found
-
-
-def _spell(stage: str, argv: Sequence[str]) -> list[str]:
-    """Our spelling of the flags: - as _, published aliases (announced), and flags without effect left out (announced)."""
-    out: list[str] = []
-    tokens = list(argv)
-    drop = {**stages.NO_EFFECT, **stages.NO_EFFECT_IN.get(stage, {})}
-    aliases = {} if stage.startswith("analysis") else {**stages.ALIASES, **stages.ALIASES_IN.get(stage, {})}
-    while tokens:
-        token = tokens.pop(0)
-        if not token.startswith("--"):
-            out.append(token)
-            continue
-        name, equals, value = token[2:].partition("=")
-        name = name.replace("-", "_")
-        if name in drop:
-            if not equals and name not in stages.SWITCHES and tokens and not tokens[0].startswith("--"):
-                tokens.pop(0)
-            say(f"notice: --{name} has no effect: {drop[name]}")
-            continue
-        if name in aliases:
-            say(f"notice: --{name} is taken as --{aliases[name]}")
-            name = aliases[name]
-        out.append(f"--{name}{equals}{value}")
-    return out
 
 
 def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], argv: list[str], stage: str) -> dict[str, Any]:
@@ -169,7 +151,10 @@ def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str,
                   if name in {stages.flag_of(stage, "cfg", f.name) for f in dataclasses.fields(registry[n].config)}]
         if owners:
             raise BadInput(f"--{name} is no flag of this {registry.kind.split()[-1]}; it belongs to {', '.join(owners)}")
-    raise BadInput(f"unknown argument {token!r}; {parser.prog} --help lists the flags")
+    others = [STAGES[other][0] for other in STAGES if name and name in stages.flags_of(other)]
+    if others:
+        raise BadInput(f"--{name} is no flag of {parser.prog}; it belongs to {', '.join(others)}")
+    raise BadInput(f"unknown argument {shown(token)}; {parser.prog} --help lists the flags")
 
 
 def kind_of(hint: Any) -> tuple[type, bool]:
@@ -198,6 +183,13 @@ def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str
     box.add_argument(f"--{flag}", type=convert, metavar=f"{metavar},.." if many else metavar, help=text, **common)
 
 
+def _forms(stage: str, groups: dict[str, type[Config]]) -> dict[str, tuple[type, bool]]:
+    """(item type, is a list) of every flag."""
+    hints = {group: typing.get_type_hints(config) for group, config in groups.items()}
+    return {stages.flag_of(stage, group, field.name): kind_of(hints[group][field.name])
+            for group, config in groups.items() for field in dataclasses.fields(config)}
+
+
 def _item(kind: type, text: str) -> Any:
     try:
         return kind(text)
@@ -205,11 +197,14 @@ def _item(kind: type, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         what = {int: "a whole number", float: "a number"}[kind]
-        raise argparse.ArgumentTypeError(f"takes {what}; got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"takes {what}; got {shown(text)}") from None
 
 
 def _items(kind: type, text: str) -> tuple[Any, ...]:
-    return tuple(_item(kind, part) for part in text.strip("[]").split(","))
+    parts = text.strip("[]").split(",")
+    if not all(part.strip() for part in parts):
+        raise argparse.ArgumentTypeError(f"takes a list with commas, such as 1,3, in which nothing is empty; got {shown(text)}")
+    return tuple(_item(kind, part) for part in parts)
 
 
 # ------------------------------------------------------------------------------------------------- what was not typed
@@ -220,6 +215,9 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
     names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
     flags = {group: {n: stages.flag_of(stage, group, n) for n in own} for group, own in names.items()}
     values = {group: {n: typed[flag] for n, flag in own.items() if flag in typed} for group, own in flags.items()}
+    for group, config in groups.items():
+        with _under_its_flag(stage, group, values[group]):
+            config.check_values(values[group])
     if "data" not in groups:
         return values, None
     parent = stages.find_parent(stage, typed, narrow_of(values)) if "parent" in groups else None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import sources
 from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
-from utils import BadInput, Config, Runtime, hp
+from utils import BadInput, Config, Runtime, hp, shown
 
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
 
@@ -35,7 +35,7 @@ def class_spans(text: str) -> list[tuple[int, int]]:
     except ValueError:
         ends = [[]]
     if any(len(span) not in (1, 2) or span[0] > span[-1] for span in ends):
-        raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {text!r}")
+        raise BadInput(f"--classes takes numbers and ranges such as 0-99 or 1,5,7; got {shown(text)}")
     merged: list[tuple[int, int]] = []
     for first, last in sorted((span[0], span[-1]) for span in ends):
         if merged and first <= merged[-1][1] + 1:
@@ -357,7 +357,7 @@ def parse_classes(text: str, total: int) -> list[int]:
     spans = class_spans(text)
     keep = [c for first, last in spans for c in range(first, min(last, total) + 1)]
     if len(keep) < 2 or spans[-1][1] >= total:
-        raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {text!r}")
+        raise BadInput(f"--classes needs two or more of the classes 0-{total - 1}; got {shown(text)}")
     return keep
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dataset
@@ -12,13 +13,13 @@ import trainer
 import unlearn
 from attack.backdoor import PlantConfig, TrojanConfig, find
 from evaluation.accuracy import EvaluationConfig
-from evaluation.report import AnalysisConfig
+from evaluation.pairs import AnalysisConfig, FilterConfig
 from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
 from pruner.plan import PruneConfig, SynFlowConfig
 from unlearn.plan import PlanConfig
 from unlearn.saliency import CleanseMaskConfig, SaliencyConfig
-from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp
+from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp, say, shown
 
 # spelling of the published projects -> ours
 ALIASES = {"mask": "checkpoint", "model_path": "checkpoint", "save": "save_dir", "mask_path": "path", "data_dir": "data"}
@@ -109,7 +110,7 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
                                        "mask": CleanseMaskConfig, **TAIL}),
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
     "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
-    "analysis_mia": ("analysis_mia.py", {"cfg": AnalysisConfig}),
+    "analysis_mia": ("analysis_mia.py", {"cfg": FilterConfig}),
 }
 # (stage, group, setting) -> its flag there, where its own name means another group's setting
 FLAGS = {("backdoor", "cfg", "rate"): "unlearn_rate"}
@@ -154,3 +155,87 @@ def entry_of(stage: str, group: str, name: str) -> Any:
     if name not in allowed(stage):
         raise BadInput(f"{STAGES[stage][0]} takes {', '.join(allowed(stage))}; run main_forget.py --unlearn {name}")
     return found
+
+
+def flags_of(stage: str) -> set[str]:
+    """The flags of a stage itself; those of its methods or scores aside."""
+    groups = STAGES[stage][1].items()
+    return {flag_of(stage, group, field.name) for group, config in groups for field in dataclasses.fields(config)}
+
+
+# ------------------------------------------------------------------------------------------ the words of a command line
+
+
+def spelled(stage: str, argv: Sequence[str]) -> list[str]:
+    """Our spelling of the flags: - as _, published aliases (announced), and flags without effect left out (announced)."""
+    out: list[str] = []
+    tokens = list(argv)
+    drop = {**NO_EFFECT, **NO_EFFECT_IN.get(stage, {})}
+    aliases = {} if stage.startswith("analysis") else {**ALIASES, **ALIASES_IN.get(stage, {})}
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            out.append(token)
+            continue
+        name, equals, value = token[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in drop:
+            if not equals and name not in SWITCHES and tokens and not tokens[0].startswith("--"):
+                tokens.pop(0)
+            say(f"notice: --{name} has no effect: {drop[name]}")
+            continue
+        if name in aliases:
+            say(f"notice: --{name} is taken as --{aliases[name]}")
+            name = aliases[name]
+        out.append(f"--{name}{equals}{value}")
+    return out
+
+
+def peek(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag, before the others are known; the last one counts, as in argparse."""
+    found = None
+    for token, following in zip(argv, [*argv[1:], ""], strict=True):
+        if token.partition("=")[0] == f"--{name}":
+            found = token.partition("=")[2] if "=" in token else following
+    return found
+
+
+def joined(argv: Sequence[str], forms: Mapping[str, tuple[type, bool]]) -> list[str]:
+    """The same words with each value joined to its flag, so that -1e-3 is a number to argparse and not a flag.
+
+    Args:
+        forms: flag -> (type of an item, whether it takes a list).
+
+    Raises:
+        BadInput: words behind a value or a switch, where no flag can take them.
+    """
+    out: list[str] = []
+    tokens = list(argv)
+    while tokens:
+        word = tokens.pop(0)
+        name, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        kind, many = forms.get(name.removeprefix("no_") if name not in forms else name, (None, False))
+        if kind is None:
+            out.append(word)
+            continue
+        switch, rest = kind is bool, []
+        while tokens and not tokens[0].startswith("--") and tokens[0] != "-h":
+            rest.append(tokens.pop(0))
+        if rest and not switch and not equals:
+            equals, value = "=", rest.pop(0)
+        _check_words(name, value if equals else None, rest, switch, many)
+        out.append(f"--{name}{equals}{value}")
+    return out
+
+
+def _check_words(name: str, value: str | None, rest: list[str], switch: bool, many: bool) -> None:
+    if switch and (value is not None or rest):
+        raise BadInput(f"--{name} is a switch and takes no value; leave {shown(value if value is not None else rest[0])} away, "
+                       f"or write --{name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'} for the opposite")
+    if value == "--":
+        raise BadInput(f"--{name} needs a value; got '--'")
+    if rest and many:
+        whole = ",".join([value.strip(","), *(word.strip(",") for word in rest)])
+        raise BadInput(f"--{name} takes its list in one word, with commas: {whole}")
+    if rest:
+        raise BadInput(f"--{name} takes one value, {shown(value)}; what is {shown(rest[0])} for? Quote a value with spaces")

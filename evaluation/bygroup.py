@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from evaluation import plots
-from evaluation.pairs import AnalysisConfig, is_plan, needs_scores
+from evaluation.pairs import FilterConfig, is_plan, needs_scores
 from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid, labels_of
 from evaluation.settings import Setting
 from groups import LEVELS
@@ -22,13 +22,13 @@ SCORE = ("by", "file")  # what a column of ``rum`` says itself
 UNSCORED = "no scores"  # the column of plans that need none, where no other plan names a score
 
 
-def tow_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+def tow_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """tow_by_group and rum, each where there is something in it."""
     return [*_extra("tow_by_group", "ToW", "ToW by group", by_group(table, "ToW"), plots.dots),
             *_extra("rum", "ToW", "ToW of RUM and its controls", rum(table, "ToW"), plots.plans)]
 
 
-def mia_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+def mia_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """As ``tow_tables``, of ToW-MIA."""
     return [*_extra("tow_mia_by_group", "ToW-MIA", "ToW-MIA by group", by_group(table, "ToW-MIA"), plots.dots),
             *_extra("rum_mia", "ToW-MIA", "ToW-MIA of RUM and its controls", rum(table, "ToW-MIA"), plots.plans)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from evaluation import bygroup, plots
 from evaluation.bygroup import Cells, files_of, fill, pivot_of
-from evaluation.pairs import AnalysisConfig
+from evaluation.pairs import FilterConfig
 from evaluation.report import AGAINST_RETRAIN, BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
 from evaluation.settings import pruned_share
 from utils import digest_of
@@ -47,12 +47,12 @@ class Sweep:
         return pivot_of(self.heading, self.shares, cells, name)
 
 
-def tow_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+def tow_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """sparsity.csv, .md and .png, where originals of several sparsities are among the runs."""
     return _extra(TOW, table)
 
 
-def mia_tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
+def mia_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """As ``tow_tables``, of ToW-MIA and membership inference."""
     return _extra(MIA, table)
 

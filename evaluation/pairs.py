@@ -24,7 +24,7 @@ LISTED = 3  # runs that are named where many are left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnalysisConfig(EvaluationConfig):
+class FilterConfig(EvaluationConfig):
     """Which finished runs to compare; a flag that is not given does not filter."""
 
     save_dir: str = hp("runs", "folder of the run folders")
@@ -39,14 +39,20 @@ class AnalysisConfig(EvaluationConfig):
     mem: str | None = hp(None, "only forget sets of this group", choices=(*LEVELS, "mix"))
     mem_proxy: str | None = hp(None, "only forget sets cut by this score", choices=("memorization", *PROXIES))
     group_index: int | None = hp(None, "only forget sets of this chunk of the entanglement experiment", low=-1)
-    scores: str | None = hp(None, "file of memorization scores (.npz) to compare other scores with; without it, found by its "
-                            "record")
     aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
     seed: tuple[int, ...] | None = hp(None, "only these seeds")
 
     @property
     def folder(self) -> Path:
         return Path(self.out or Path(self.save_dir) / "analysis")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalysisConfig(FilterConfig):
+    """Which finished runs to compare; a flag that is not given does not filter."""
+
+    scores: str | None = hp(None, "file of memorization scores (.npz) to compare other scores with; without it, found by its "
+                            "record")
 
 
 @dataclasses.dataclass
@@ -101,7 +107,7 @@ def needs_scores(run: Saved) -> bool:
     return is_plan(run) and not run.record["plan"]["shuffle"] and [s["group"] for s in run.record["plan"]["steps"]] != ["all"]
 
 
-def gather(cfg: AnalysisConfig) -> Found:
+def gather(cfg: FilterConfig) -> Found:
     """Every finished unlearning run that passes the filters, beside its retrain; under each setting that it belongs to.
 
     Several retrains of one original, forget set and seed are told apart by their training. The one that was trained as its
@@ -139,7 +145,7 @@ def gather(cfg: AnalysisConfig) -> Found:
 
 
 def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mapping[str, Saved]],
-            cfg: AnalysisConfig) -> list[Pair]:
+            cfg: FilterConfig) -> list[Pair]:
     """The references, then the runs beside theirs.
 
     Args:
@@ -175,7 +181,7 @@ def _references(retrains: list[Saved]) -> dict[str, Saved]:
     return {words: same[0] for words, same in taken.items()}
 
 
-def _of_seed(run: Saved, cfg: AnalysisConfig) -> bool:
+def _of_seed(run: Saved, cfg: FilterConfig) -> bool:
     return cfg.seed is None or run.setting("seed") in cfg.seed
 
 
@@ -210,7 +216,7 @@ def _of_older_form(left_out: list[Saved], shown: list[Saved]) -> list[str]:
                     "with --force"] if silent else lines
 
 
-def _passes(run: Saved, cfg: AnalysisConfig) -> bool:
+def _passes(run: Saved, cfg: FilterConfig) -> bool:
     """The filters on method and forget set, which a retrain need not pass: it is found through its run."""
     asked = all(getattr(cfg, name) in (None, run.setting(name))
                 for name in ("num_indexes_to_replace", "forget_fraction", "aug", "mem", "group_index"))

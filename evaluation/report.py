@@ -15,7 +15,7 @@ import torch
 
 from evaluation import accuracy, separation, tow
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.pairs import AnalysisConfig, Pair, gather, is_plan, name_of, needs_scores
+from evaluation.pairs import FilterConfig, Pair, gather, is_plan, name_of, needs_scores
 from evaluation.settings import Setting
 from groups import LEVELS
 from utils import BadInput, Saved, write_atomic
@@ -329,7 +329,7 @@ def csv_of(table: list[Row]) -> list[list[Any]]:
     return lines
 
 
-def _keep(cfg: AnalysisConfig, table: Extra) -> list[str]:
+def _keep(cfg: FilterConfig, table: Extra) -> list[str]:
     """Write a table and its figures; the names of the files."""
     out = io.StringIO()
     csv.writer(out).writerows(table.csv)
@@ -340,8 +340,8 @@ def _keep(cfg: AnalysisConfig, table: Extra) -> list[str]:
     return [f"{table.name}.csv", f"{table.name}.md", *(f"{name}.png" for name in table.figures)]
 
 
-def write(cfg: AnalysisConfig, name: str, columns: tuple[str, ...], draw: Callable[[list[Row]], dict[str, Figure]],
-          more: Sequence[Callable[[AnalysisConfig, list[Row]], Iterable[Extra]]] = ()) -> str:
+def write(cfg: FilterConfig, name: str, columns: tuple[str, ...], draw: Callable[[list[Row]], dict[str, Figure]],
+          more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = ()) -> str:
     """Tables and figures of the runs that pass the filters; returns the tables for the screen.
 
     Args:

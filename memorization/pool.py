@@ -20,7 +20,7 @@ from evaluation import mia
 from memorization.engines import Recipe, Setup, Trained, naming
 from models import ModelConfig
 from sources.arrays import UNREADABLE
-from utils import BadInput, Runtime, digest_of, hp, say, write_atomic
+from utils import BadInput, Runtime, digest_of, hp, say, shown, write_atomic
 
 PARTS = ("train", "test")
 FORM = 1  # of the models' files
@@ -86,7 +86,7 @@ class PoolConfig(Recipe):
         """The shard as (i, n)."""
         i, slash, n = self.shard.partition("/")
         if not (slash and i.isdecimal() and n.isdecimal()):
-            raise BadInput(f"--shard takes i/n such as 0/4; got {self.shard!r}")
+            raise BadInput(f"--shard takes i/n such as 0/4; got {shown(self.shard)}")
         if int(i) >= int(n):
             raise BadInput(f"--shard {self.shard} counts from 0: the shards of {n} are 0/{n} to {int(n) - 1}/{n}"
                            if int(n) else f"--shard {self.shard}: there are no 0 shards; 0/1 is all")

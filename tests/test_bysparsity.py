@@ -15,7 +15,8 @@ from grouped import csv_lines, equals, share_tow
 from pretended import change, of_csv, pretend, table_of
 
 from evaluation import bygroup, bysparsity, plots, report
-from evaluation.report import FLOOR, AnalysisConfig, Row
+from evaluation.pairs import AnalysisConfig
+from evaluation.report import FLOOR, Row
 from utils import read_record
 
 SEEDS = (3, 5)

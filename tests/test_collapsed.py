@@ -21,7 +21,7 @@ from torch import nn
 
 from evaluation import accuracy, bygroup, bysparsity, plots, report
 from evaluation.accuracy import EvaluationConfig
-from evaluation.report import AnalysisConfig
+from evaluation.pairs import AnalysisConfig
 from unlearn import METHODS
 from utils import Run, RunConfig, Saved, find_runs
 

@@ -142,7 +142,7 @@ density above 1 | mask | --checkpoint {run} {SOME} --density 0.5,1.5 | --density
 seed below 0 | train | {THREE} --seed -1 | --seed must lie in [0 & -1
 bad choice | train | {THREE} --schedule triangle | --schedule & cosine, step, constant & triangle
 unknown architecture | train | --dataset digits --arch resnet19 | --arch & resnet18 & resnet19
-unknown data set | train | --dataset mnist | data set & digits & mnist
+unknown data set | train | --dataset mnist | --dataset & digits & mnist
 value missing | train | {THREE} --lr | --lr & expected one argument
 more epochs without l1 than epochs | forget | --checkpoint {run} --unlearn FT_l1 --no_l1_epochs 12 {SOME} | \
     --no_l1_epochs 12 & --unlearn_epochs 10

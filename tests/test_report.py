@@ -28,7 +28,8 @@ from pretended import (
 from scipy import stats
 
 from evaluation import plots, report
-from evaluation.report import FLOOR, AnalysisConfig
+from evaluation.pairs import AnalysisConfig
+from evaluation.report import FLOOR
 from utils import BadInput, find_runs, read_record
 
 

@@ -12,7 +12,8 @@ import pytest
 from pretended import four_methods, of_csv, outputs_of, table_of
 
 from evaluation import plots, report
-from evaluation.report import FLOOR, AnalysisConfig, Row
+from evaluation.pairs import AnalysisConfig
+from evaluation.report import FLOOR, Row
 
 
 @pytest.fixture(scope="module")

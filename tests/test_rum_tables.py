@@ -12,7 +12,8 @@ from grouped import KINDS, SEEDS, SIZE, csv_lines, equals, grouped, levels_and_p
 from pretended import change, copied, of_csv, pretend, row_of, table_of
 
 from evaluation import bygroup, plots, report
-from evaluation.report import FLOOR, AnalysisConfig
+from evaluation.pairs import AnalysisConfig
+from evaluation.report import FLOOR
 from groups import LEVELS
 from utils import read_record
 

@@ -14,7 +14,7 @@ from pretended import change, pretend, table_of
 from scipy import stats
 
 from evaluation import scores
-from evaluation.report import AnalysisConfig
+from evaluation.pairs import AnalysisConfig
 from utils import read_record
 
 

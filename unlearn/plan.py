@@ -19,10 +19,17 @@ import numpy as np
 from dataset import Data
 from groups import LEVELS, ForgetConfig, refine
 from unlearn.registry import METHODS, Method
-from utils import BadInput, Config, hp
+from utils import BadInput, Config, did_you_mean, hp, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
+
+
+class PlanText(str):
+    """A plan on one line, with single spaces: in a script it may stand on several."""
+
+    def __new__(cls, text: str) -> PlanText:
+        return super().__new__(cls, " ".join(text.split()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class PlanConfig(Config):
     """Refine the forget set, then unlearn group by group."""
 
     # runs are told apart by the steps themselves, however they were asked for
-    plan: str | None = hp(None, "steps in their order, such as 'low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)'",
+    plan: PlanText | None = hp(None, "steps in their order, such as 'low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)'",
                           digest=False)
     plan_name: str | None = hp(None, "rumf: --unlearn METHOD on each group (the default with --unlearn); rum: the published "
                                f"choice, {NAMED['rum']}; vanilla: --unlearn METHOD once on the whole set",
@@ -48,6 +55,11 @@ class PlanConfig(Config):
                          choices=("staged", "whole", "published"))
     requests: str | None = hp(None, "file (.json: list of lists of training indices) of deletion requests, forgotten one after "
                               "another by the plan", digest=False)
+
+    def __post_init__(self) -> None:
+        if self.plan is not None:
+            object.__setattr__(self, "plan", PlanText(self.plan))
+        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +170,8 @@ def parse(text: str, protocol: str = "rum", density: float | None = None) -> tup
     while text[at:].strip():
         found = STEP.match(text, at)
         if found is None:
-            raise BadInput(f"--plan: cannot read {text[at:].strip()!r}; write group:METHOD or group:METHOD(name=value,...)")
+            raise BadInput(f"--plan: cannot read {shown(text[at:].strip())}; write group:METHOD or "
+                           "group:METHOD(name=value,...)")
         steps.append(_step(found[1], METHODS[found[2]], found[3] or "", protocol, density))
         at = found.end()
     return tuple(steps)
@@ -177,7 +190,7 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in word.partition("="))
         if not equals:
-            raise BadInput(f"--plan: {word!r} in {group}:{method.name} is no name=value")
+            raise BadInput(f"--plan: {shown(word)} in {group}:{method.name} is no name=value")
         if name in given:
             raise BadInput(f"--plan: {group}:{method.name} gives {name} twice")
         given.add(name)
@@ -187,7 +200,8 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
             values[name] = _typed(hints[name], name, value)
         else:
             own = ", ".join(field.name for field in dataclasses.fields(method.config)) or "none"
-            raise BadInput(f"--plan: {method.name} has no setting {name!r}; it has {own}, and density")
+            raise BadInput(f"--plan: {method.name} has no setting {shown(name)}{did_you_mean(name, hints)}; it has {own}, and "
+                           "density")
     if density is not None and not 0 < density <= 1:
         raise BadInput(f"--plan: density must lie in (0, 1]; got {density:g}")
     if "density" in given:
@@ -211,7 +225,7 @@ def _typed(hint: Any, name: str, text: str) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return hint(text)
     except (ValueError, KeyError):
-        raise BadInput(f"--plan: {name}={text} is not of the right kind") from None
+        raise BadInput(f"--plan: {name}={shown(text)} is not of the right kind") from None
 
 
 def _cover(text: str, groups: list[str]) -> None:
@@ -219,14 +233,15 @@ def _cover(text: str, groups: list[str]) -> None:
     known = ["all"] if "all" in groups else list(LEVELS)
     for group in groups:
         if group not in (*LEVELS, "all"):
-            raise BadInput(f"--plan: unknown group {group!r}; the groups are low, mid and high (or all)")
+            raise BadInput(f"--plan: unknown group {shown(group)}; the groups are low, mid and high (or all)")
         if groups.count(group) > 1:
-            raise BadInput(f"--plan names the group {group} twice: {text}")
+            raise BadInput(f"--plan names the group {group} twice: {shown(text, 100)}")
     left = [group for group in known if group not in groups]
     extra = [group for group in groups if group not in known]
     if left or extra:
         raise BadInput(f"--plan must name every group once; {', '.join(left + extra)} "
-                       f"{'is missing' if left else 'cannot stand beside all'} in {text!r}; group:raw leaves a group alone")
+                       f"{'is missing' if left else 'cannot stand beside all'} in {shown(text, 100)}; group:raw leaves a group "
+                       "alone")
 
 
 # --------------------------------------------------------------------------------------------- groups and retain sets

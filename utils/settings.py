@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from utils.words import BadInput
+from utils.words import BadInput, is_control, shown
 
 T = TypeVar("T")
+# what every setting has to fit into: whole numbers into int64, others into float32, in which the weights are
+INT_MAX, FLOAT_MAX, FLOAT_MIN = 2**63 - 1, (2 - 2**-23) * 2.0**127, 2.0**-149
 
 
 def hp(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
@@ -29,24 +31,56 @@ class Config:
     """Base of all settings; checks every ``hp`` when made, from the shell, a plan or Python alike."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        self.check_values(vars(self))
+
+    @classmethod
+    def check_values(cls, values: Mapping[str, Any]) -> None:
+        """Refuse what a setting does not take, of some settings by name, before anything is looked up by them."""
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name)
             for item in value if isinstance(value, tuple) else (value,):
                 _check(field.name, item, field.metadata)
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """The known word that is nearest, in brackets; "" where none is near."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word)[:100].lower(), list(names), n=1, cutoff=0.5)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     if value is None or not meta:
         return
     if meta["choices"] and value not in meta["choices"]:
-        raise BadInput(f"--{name} must be one of {', '.join(meta['choices'])}; got {value!r}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
+        raise BadInput(f"--{name} must be one of {', '.join(meta['choices'])}; got {shown(value)}"
+                       + did_you_mean(value, meta["choices"]))
+    if isinstance(value, str):
+        _check_text(name, value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_number(name, value, meta)
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value.strip():
+        raise BadInput(f"--{name} is empty; give it a value, or leave the flag away")
+    if any(map(is_control, value)):
+        raise BadInput(f"--{name} {shown(value)} holds control characters, or bytes that are no text; give a name without any")
+
+
+def _check_number(name: str, value: float, meta: Mapping[str, Any]) -> None:
+    told = shown(value) if isinstance(value, int) else f"{value:.10g}"
     inside = meta["low"] <= value <= meta["high"] and meta["above"] < value < meta["below"]
-    if not inside or math.isinf(value):  # NaN fails every comparison
+    if not inside or value in (math.inf, -math.inf):  # NaN fails every comparison
         left = f"({meta['above']:.10g}" if meta["above"] > -math.inf else f"[{meta['low']:.10g}"
         right = f"{meta['high']:.10g}]" if meta["high"] < math.inf else f"{meta['below']:.10g})"
-        raise BadInput(f"--{name} must lie in {left}, {right}; got {value:.10g}")
+        raise BadInput(f"--{name} must lie in {left}, {right}; got {told}")
+    if isinstance(value, int) and not -INT_MAX - 1 <= value <= INT_MAX:
+        raise BadInput(f"--{name} must fit into 64 bits, which end at {INT_MAX}; got {told}")
+    if abs(value) > FLOAT_MAX and not isinstance(value, int):
+        raise BadInput(f"--{name} must fit into single precision, which ends at {FLOAT_MAX:.3g}; got {told}")
+    if meta["above"] == 0 and value < FLOAT_MIN:
+        raise BadInput(f"--{name} must be above 0 in single precision, which begins at {FLOAT_MIN:.2g}; got {told}")
 
 
 class Registry(Generic[T]):
@@ -70,7 +104,6 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            close = difflib.get_close_matches(str(name), self._entries, n=1, cutoff=0.5)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise BadInput(f"unknown {self.kind} {name!r}{hint}; known: {', '.join(self._entries)}")
+            raise BadInput(f"unknown {self.kind} {shown(name)}{did_you_mean(name, self._entries)}; known: "
+                           f"{', '.join(self._entries)}")
         return self._entries[name]
