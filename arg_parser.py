@@ -76,7 +76,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
-    values, parent = _resolve(stage, groups, typed)
+    values, parent = _resolve(stage, groups, typed, given)
     configs = {group: _made(stage, group, config, values[group]) for group, config in groups.items()}
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()
@@ -210,7 +210,8 @@ def _items(kind: type, text: str) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------------------- what was not typed
 
 
-def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], Any]:
+def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any],
+             given: list[str]) -> tuple[dict[str, dict[str, Any]], Any]:
     """Values per group, and the original."""
     names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
     flags = {group: {n: stages.flag_of(stage, group, n) for n in own} for group, own in names.items()}
@@ -220,7 +221,7 @@ def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any])
             config.check_values(values[group])
     if "data" not in groups:
         return values, None
-    parent = stages.find_parent(stage, typed, narrow_of(values)) if "parent" in groups else None
+    parent = stages.find_parent(stage, typed, narrow_of(values), given) if "parent" in groups else None
     if parent is not None and parent.record:
         _inherit(parent, values, names, typed)
     protocol = values["protocol"].setdefault("protocol", stages.PROTOCOL_OF.get(stage, "rum"))

@@ -123,9 +123,15 @@ def flag_of(stage: str, group: str, setting: str) -> str:
     return FLAGS.get((stage, group, setting), setting)
 
 
-def find_parent(stage: str, typed: dict[str, Any], narrow: dict[str, Any]) -> models.Original | None:
-    """The model that a stage starts from; None where main_backdoor.py is to train it first."""
-    return find(typed.get("checkpoint")) if stage == "backdoor" else models.find_original(typed, narrow)
+def find_parent(stage: str, typed: dict[str, Any], narrow: dict[str, Any], given: list[str]) -> models.Original | None:
+    """The model that a stage starts from; None where main_backdoor.py is to train it first.
+
+    Args:
+        given: the flags as they were spelled: the published --save says where results go, and nothing of the original.
+    """
+    if stage == "backdoor":
+        return find(typed.get("checkpoint"))
+    return models.find_original(typed, narrow, results_only="--save" in given)
 
 
 def planting(values: dict[str, dict[str, Any]], protocol: str) -> trainer.TrainConfig:

@@ -10,10 +10,11 @@ from typing import Any
 from dataset import DataConfig
 from models.files import ModelConfig
 from models.peer import read_safely
-from utils import BadInput, RuntimeConfig, Saved, find_runs, read_record, say, sha256
+from utils import BadInput, Saved, Unfinished, find_runs, flag_words, read_record, say, sha256
 
 SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
+LISTED = 4  # runs that an error shows
 
 
 class Original(Saved):
@@ -71,42 +72,73 @@ def _clean(found: Original) -> Original:
     return found
 
 
-def find_original(typed: dict[str, Any], narrow: dict[str, Any]) -> Original:
-    """The checkpoint that was named, or the one finished run under the run folders that matches.
+def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: bool = False) -> Original:
+    """The checkpoint that was named, or the one finished run of the folder of run folders that matches.
+
+    A folder that was named, by ``checkpoint`` or by ``save_dir``, is searched alone. Without a seed the only original there
+    is taken, whatever its seed.
 
     Args:
         typed: flags of the command line; ``checkpoint``, ``save_dir`` and ``seed`` are read here.
         narrow: settings that the original's record must have.
+        results_only: ``save_dir`` says where results go (the published ``--save``), so that where no original ever was the
+            one in ``runs`` is meant.
 
     Raises:
         BadInput: no such file or run, none or several that match (listed).
+        Unfinished: the one that matches is not finished.
     """
     named = typed.get("checkpoint")
-    if named is not None and Path(named).is_file():
-        beside = Path(named).parent / "record.json"
-        whole = beside.exists() and Path(named).name == "model.pt"
-        return _clean(Original(*read_record(beside.parent)) if whole else Original(Path(named), record_inside(Path(named))))
-    if named is not None and (Path(named) / "record.json").exists():
-        run = read_record(Path(named))
-        if run.record["status"] != "done":
-            raise BadInput(f"--checkpoint {named}: that run is not finished ({run.record['status']}); run its command again")
-        return _clean(Original(*run))
-    if named is not None and not Path(named).is_dir():
-        raise BadInput(f"--checkpoint {named}: no such file or folder; main_train.py writes <run>/model.pt")
-    if named is None:
-        narrow = narrow | {"seed": typed.get("seed", RuntimeConfig().seed)}
-    roots = [named] if named is not None else list(dict.fromkeys([typed.get("save_dir", "runs"), "runs"]))
-    for root in roots:
-        found = find_runs(Path(root), STAGES, **narrow)
-        if len(found) > 1 and "seed" in typed:  # in a named folder a seed of its own may unlearn the one original there is
-            found = [run for run in found if run.setting("seed") == typed["seed"]] or found
-        if len(found) == 1:
-            say(f"original: {found[0].folder}")
-            return Original(*found[0])
-        if found:
-            raise BadInput(f"several originals match under {root}: {', '.join(str(f.folder) for f in found)}; "
-                           "name one by --checkpoint")
-    told = " ".join(f"--{n}" if v is True else f"--no_{n}" if v is False else f"--{n} {v}" for n, v in narrow.items())
+    if named is not None and not (Path(named).is_dir() and not (Path(named) / "record.json").exists()):
+        return _named(Path(named))
+    root = Path(typed.get("save_dir", "runs") if named is None else named)
+    if results_only and named is None and not any(list(root.glob(f"{stage}/*")) for stage in STAGES):
+        root = Path("runs")
+    if named is None and "seed" in typed:
+        narrow = narrow | {"seed": typed["seed"]}
+    found = find_runs(root, STAGES, **narrow)
+    if len(found) > 1 and "seed" in typed:  # in a named folder a seed of its own may unlearn the one original there is
+        found = [run for run in found if run.setting("seed") == typed["seed"]] or found
+    if len(found) == 1:
+        say(f"original: {found[0].folder}")
+        return Original(*found[0])
+    if found:
+        raise BadInput(f"several originals match under {root}: {_listed(found)}; choose by --seed or another flag that they "
+                       "differ in, or name one by --checkpoint")
+    raise _missing(root, narrow, named is None)
+
+
+def _named(path: Path) -> Original:
+    """The original in a file or in a run folder."""
+    if path.is_file():
+        whole = path.name == "model.pt" and (path.parent / "record.json").exists()
+        return _clean(Original(*read_record(path.parent)) if whole else Original(path, record_inside(path)))
+    if not path.is_dir():
+        raise BadInput(f"--checkpoint {path}: no such file or folder; main_train.py writes <run>/model.pt")
+    run = read_record(path)
+    if run.record["status"] != "done":
+        raise Unfinished(f"--checkpoint {path} is not finished ({run.record['status']}); go on with it", run)
+    return _clean(Original(*run))
+
+
+def _missing(root: Path, narrow: dict[str, Any], by_save_dir: bool) -> BadInput:
+    """Why there is no original: it is not finished, others are, it lies elsewhere, or none was ever trained."""
+    told = " ".join(word for name, value in narrow.items() for word in flag_words(name, value))
+    nothing = f"no finished original under {root} matches {told or 'any settings'}"
+    if begun := find_runs(root, STAGES, finished=False, **narrow):
+        last = begun[-1]
+        others = f"; so are {_listed(begun[:-1])}" if begun[:-1] else ""
+        return Unfinished(f"{nothing}; {last.folder} is not finished ({last.record['status']}){others}; go on with it", last)
+    there = find_runs(root, STAGES)
+    also = f", but there {'is' if len(there) == 1 else 'are'} {_listed(there)}" if there else ""
+    elsewhere = [] if root == Path("runs") or there else find_runs(Path("runs"), STAGES, **narrow)
+    also += f", but runs holds one: --checkpoint {elsewhere[0].folder}" if len(elsewhere) == 1 else ""
     main = "main_train.py" if "sparsity" not in narrow else "main_imp.py"
-    raise BadInput(f"no finished original under {' or '.join(roots)} matches {told or 'any settings'}; train one "
-                   f"({f'python {main} {told}'.strip()}) or name one by --checkpoint")
+    told += f" --save_dir {root}" if by_save_dir and root != Path("runs") else ""
+    return BadInput(f"{nothing}{also}; train one ({f'python {main} {told.strip()}'.strip()}) or name one by --checkpoint")
+
+
+def _listed(runs: list[Saved]) -> str:
+    """Folders and seeds of some runs."""
+    shown = [f"{run.folder} (seed {run.setting('seed')})" for run in runs[:LISTED]]
+    return ", ".join(shown) + (f" and {len(runs) - LISTED} more" if len(runs) > LISTED else "")

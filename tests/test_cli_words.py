@@ -145,7 +145,7 @@ def test_published_rum_lines_parse_with_their_values(line: str, tmp_path: Path) 
     found = settings_of(stage, words)
     assert found == found | RUM[line]
     if "parent" in arg_parser.STAGES[stage][1]:
-        assert (found["dataset"], found["arch"], found["protocol"], found["seed"]) == ("cifar10", "resnet18", "rum", 2)
+        assert (found["dataset"], found["arch"], found["protocol"], found["seed"]) == ("cifar10", "resnet18", "rum", 1)
         assert found["class_to_replace"] == (-1,) and not found["aug"]
 
 

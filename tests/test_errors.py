@@ -52,7 +52,7 @@ record without its fields | forget | --checkpoint {bare_record} {FT} {SOME} | re
 record of another version | forget | --checkpoint {future_record} {FT} {SOME} | record.json & schema 1
 original not finished | forget | --checkpoint {unfinished} {FT} {SOME} | not finished & running
 no original | forget | {FT} {SOME} --arch resnet20s --seed 5 | \
-    no finished original &  or runs  & --arch resnet20s --seed 5 & main_train.py & --checkpoint
+    no finished original & new/runs matches & --arch resnet20s --seed 5 --save_dir & main_train.py & --checkpoint
 no original of that rate | forget | --checkpoint {runs} --lr 0.7 {FT} {SOME} | no finished original & --lr 0.7
 several originals | forget | --checkpoint {two_originals} {FT} {SOME} | several originals & --checkpoint
 # masks

@@ -48,7 +48,7 @@ def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch,
     words = shlex.split(command)
     file = tmp_path / "model.pt"
     file.write_bytes(b"x")
-    monkeypatch.setattr("models.find_original", lambda typed, narrow: models.Original(file, {}))
+    monkeypatch.setattr("models.find_original", lambda typed, narrow, results_only: models.Original(file, {}))
     monkeypatch.setattr("arg_parser.find_scores", lambda *_: tmp_path / "scores.npz")
     if {"--list", "--help"} & set(words):
         with pytest.raises(SystemExit) as end:

@@ -23,7 +23,7 @@ Mask = dict[str, Tensor]  # parameter name -> bool of the parameter's shape, Tru
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Config):
     """How a stage computes."""
-    seed: int = hp(2, "initialisation and batch order; 0 is a seed like any other", low=0)
+    seed: int = hp(1, "initialisation and batch order; 0 is a seed like any other", low=0)
     device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = hp("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
     compile: str = hp("off", "torch.compile of the model in training",

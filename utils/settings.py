@@ -26,6 +26,16 @@ def hp(default: Any, help: str, *, low: float = -math.inf, high: float = math.in
     return dataclasses.field(default=default, metadata=keep)
 
 
+def flag_words(flag: str, value: Any) -> list[str]:
+    """The words of a command line that give a setting this value; none for None, which no flag can give."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no_{flag}"]
+    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]  # - alone would begin a flag
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of all settings; checks every ``hp`` when made, from the shell, a plan or Python alike."""

@@ -7,12 +7,24 @@ from typing import Any
 
 LONGEST_WORD, LONGEST_LINE = 250, 2000  # of an error; a folder's name has no more than 255 letters
 
+
 class BadInput(ValueError):
     """What the user can put right: one line that says what is wrong and what to do. Mains turn it into exit code 2."""
 
 
 class CannotWrite(BadInput):
     """A full disk, or one closed to us; the run stays as it was, to go on once there is room."""
+
+
+class Unfinished(BadInput):
+    """What a stage needs was begun and not finished: the message ends where the command belongs that goes on with it.
+
+    run: the folder and its record; whoever knows the stages' flags adds its command.
+    """
+
+    def __init__(self, message: str, run: Any) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 def say(text: str) -> None:  # the only way anybody here speaks to the person at the terminal
