@@ -19,12 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dataset
+import commands
 import groups as grouping
 import stages
-import unlearn
 from sources.scores import find_scores
-from stages import CHOOSERS, FREE, PROTOCOLS, STAGES
+from stages import CHOOSERS, STAGES
 from utils import BadInput, Config, Saved, as_line, say, sha256, shown
 
 # what the system says of a path that is not ours, or that cannot be one; anything else is a fault of this suite
@@ -47,7 +46,7 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
             try:
                 main(parse(stage, sys.argv[1:] if argv is None else argv, parser))
             except BadInput as error:
-                parser.error(str(error))
+                parser.error(commands.told(error))
             except OSError as error:  # such as a folder that a path leads through, and that is not ours to read
                 if error.errno not in REFUSED or error.filename is None:
                     raise
@@ -63,14 +62,11 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     parser = parser or _Parser(prog=STAGES[stage][0], allow_abbrev=False)
     given = [token.partition("=")[0] for token in argv]
     argv = stages.spelled(stage, argv)
-    groups = dict(STAGES[stage][1])
-    chooser = next((group for group in CHOOSERS if group in groups), None)
-    chosen = None
-    if chooser is not None:
-        if "--list" in argv:
-            say(stages.listing(stage))
-            parser.exit(0)
-        chosen = _chosen(stage, chooser, groups, argv)
+    chooser = next((group for group in CHOOSERS if group in STAGES[stage][1]), None)
+    if chooser is not None and "--list" in argv:
+        say(stages.listing(stage))
+        parser.exit(0)
+    groups, chosen = stages.chosen(stage, _choice(stage, chooser, argv))
     if chooser == "method" and chosen is None and "plan" not in groups and not {"-h", "--help"} & set(argv):
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
     typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
@@ -110,18 +106,13 @@ def _under_its_flag(stage: str, group: str, names: Iterable[str]) -> Iterator[No
         raise BadInput(text) from None
 
 
-def _chosen(stage: str, chooser: str, groups: dict[str, type[Config]], argv: list[str]) -> Any:
-    """The method or score that the command line names; its settings join the groups, and what it has no use for leaves."""
-    flag = CHOOSERS[chooser][0]
-    default = next(field.default for field in dataclasses.fields(groups[chooser]) if field.name == flag)
-    name = stages.peek(argv, flag) or default
-    if name is None:
+def _choice(stage: str, chooser: str | None, argv: list[str]) -> str | None:
+    """The method or score that the command line names, else the one that is chosen by default."""
+    if chooser is None:
         return None
-    chosen = stages.entry_of(stage, chooser, name)
-    groups["cfg"] = chosen.config
-    if not getattr(chosen, "original", True):
-        del groups["parent"]
-    return chosen
+    flag = CHOOSERS[chooser][0]
+    default = next(field.default for field in dataclasses.fields(STAGES[stage][1][chooser]) if field.name == flag)
+    return stages.peek(argv, flag) or default
 
 
 def _typed(parser: argparse.ArgumentParser, groups: dict[str, type[Config]], argv: list[str], stage: str) -> dict[str, Any]:
@@ -213,45 +204,18 @@ def _items(kind: type, text: str) -> tuple[Any, ...]:
 def _resolve(stage: str, groups: dict[str, type[Config]], typed: dict[str, Any],
              given: list[str]) -> tuple[dict[str, dict[str, Any]], Any]:
     """Values per group, and the original."""
-    names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
-    flags = {group: {n: stages.flag_of(stage, group, n) for n in own} for group, own in names.items()}
-    values = {group: {n: typed[flag] for n, flag in own.items() if flag in typed} for group, own in flags.items()}
+    typed_values = commands.values_of(stage, groups, typed)
     for group, config in groups.items():
-        with _under_its_flag(stage, group, values[group]):
-            config.check_values(values[group])
-    if "data" not in groups:
-        return values, None
-    parent = stages.find_parent(stage, typed, narrow_of(values), given) if "parent" in groups else None
-    if parent is not None and parent.record:
-        _inherit(parent, values, names, typed)
-    protocol = values["protocol"].setdefault("protocol", stages.PROTOCOL_OF.get(stage, "rum"))
-    for group in {"cfg", "plant"} & groups.keys():
-        for name in {"epochs", "schedule"} & set(names[group]) if "epochs" in names[group] else ():
-            values[group].setdefault(name, PROTOCOLS[protocol][name])
-    if "unlearn" in typed:
-        method = unlearn.METHODS[typed["unlearn"]]
-        cfg = dataclasses.asdict(stages.planting(values, protocol)) if "plant" in groups else parent.training or {}
-        given = {ours: cfg[theirs] for ours, theirs in method.inherits.items() if theirs in cfg}
-        for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
-            values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
-    _preset(groups, values, names)
-    source = dataset.sources.SOURCES[values["data"].get("dataset", "cifar10")]
-    values["data"].setdefault("aug", PROTOCOLS[protocol]["aug"] and bool(source.pad or source.flip))
+        with _under_its_flag(stage, group, typed_values[group]):
+            config.check_values(typed_values[group])
+    parent = commands.find_parent(stage, groups, typed, given) if "parent" in groups else None
+    values = commands.settle(stage, groups, typed, parent)
     if "forget" in groups:
         if parent.record.get("forget_size"):
             say(f"notice: {parent.folder} was asked to forget {parent.record['forget_size']} examples, which count as training "
                 "data here unless they are named again; main_rum.py --requests keeps what is forgotten out")
         _find_scores(stage, values, typed, parent)
     return values, parent
-
-
-def _preset(groups: dict[str, type[Config]], values: dict[str, dict[str, Any]], names: dict[str, list[str]]) -> None:
-    """What a setting such as --recipe implies for settings that were not typed."""
-    for group, config in groups.items():
-        for switch, table in getattr(config, "PRESETS", {}).items():
-            default = next(field.default for field in dataclasses.fields(config) if field.name == switch)
-            for name, value in table[values[group].get(switch, default)].items():
-                values[next(g for g in groups if name in names[g])].setdefault(name, value)
 
 
 def _find_scores(stage: str, values: dict[str, dict[str, Any]], typed: dict[str, Any], parent: Saved) -> None:
@@ -265,26 +229,3 @@ def _find_scores(stage: str, values: dict[str, dict[str, Any]], typed: dict[str,
         found = find_scores(name, parent, roots, wanted, sha256(parent.file))
         say(f"scores: {found}")
         values["forget"]["scores"] = str(found)
-
-
-def narrow_of(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The typed flags that say which original is meant."""
-    narrow = {n: v for group in ("protocol", "data", "model", "parent") for n, v in values[group].items()}
-    return {n: v for n, v in narrow.items() if n not in ("checkpoint", *FREE)}
-
-
-def _inherit(parent: Saved, values: dict[str, dict[str, Any]], names: dict[str, list[str]], typed: dict[str, Any]) -> None:
-    """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
-    if "val_seed" not in parent.record["settings"].get("data", {}):
-        raise BadInput(f"{parent.folder} was made by an earlier version of this suite, whose record does not tell the "
-                       "validation split from the choice of the forget set; run its command again")
-    for group in ("protocol", "data", "model", "parent", *(["plant"] if "plant" in names else [])):
-        for name in names[group]:
-            theirs = parent.setting(name)
-            mine = typed.get(name, theirs)
-            if mine != theirs and name not in ("protocol", "checkpoint", *FREE):
-                raise BadInput(f"--{name} {mine}: the original in {parent.folder} has {theirs}; leave the flag away or "
-                               "name another --checkpoint")
-            values[group][name] = mine
-    if "seed" not in typed:
-        values["rt"]["seed"] = parent.setting("seed")

@@ -11,7 +11,7 @@ import groups
 import models
 import trainer
 import unlearn
-from attack.backdoor import PlantConfig, TrojanConfig, find
+from attack.backdoor import PlantConfig, TrojanConfig
 from evaluation.accuracy import EvaluationConfig
 from evaluation.pairs import AnalysisConfig, FilterConfig
 from memorization import SCORES
@@ -123,17 +123,6 @@ def flag_of(stage: str, group: str, setting: str) -> str:
     return FLAGS.get((stage, group, setting), setting)
 
 
-def find_parent(stage: str, typed: dict[str, Any], narrow: dict[str, Any], given: list[str]) -> models.Original | None:
-    """The model that a stage starts from; None where main_backdoor.py is to train it first.
-
-    Args:
-        given: the flags as they were spelled: the published --save says where results go, and nothing of the original.
-    """
-    if stage == "backdoor":
-        return find(typed.get("checkpoint"))
-    return models.find_original(typed, narrow, results_only="--save" in given)
-
-
 def planting(values: dict[str, dict[str, Any]], protocol: str) -> trainer.TrainConfig:
     """The training of the poisoned model."""
     return PlantConfig(**values["plant"]).training(PROTOCOLS[protocol]["schedule"])
@@ -161,6 +150,19 @@ def entry_of(stage: str, group: str, name: str) -> Any:
     if name not in allowed(stage):
         raise BadInput(f"{STAGES[stage][0]} takes {', '.join(allowed(stage))}; run main_forget.py --unlearn {name}")
     return found
+
+
+def chosen(stage: str, name: str | None) -> tuple[dict[str, type[Config]], Any]:
+    """The groups of settings of a stage with this method or score (None where none is chosen), and its registry's entry."""
+    found = dict(STAGES[stage][1])
+    group = next((group for group in CHOOSERS if group in found), None)
+    if group is None or name is None:
+        return found, None
+    entry = entry_of(stage, group, name)
+    found["cfg"] = entry.config
+    if not getattr(entry, "original", True):
+        del found["parent"]
+    return found, entry
 
 
 def flags_of(stage: str) -> set[str]:

@@ -26,7 +26,7 @@ from groups import LAST_SEED, ForgetConfig, choose_forget
 from models import Original, record_inside
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
 from trainer import TrainConfig, predict
-from utils import BadInput, Config, Mask, Run, Runtime, digest_of, find_runs, hp, read_record, say, write_atomic
+from utils import BadInput, Config, Mask, Run, Runtime, Unfinished, digest_of, find_runs, hp, read_record, say, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,7 +223,9 @@ def find(named: str | None) -> Original | None:
         return None
     path = Path(named)
     if path.is_dir() and not (path / "record.json").exists():
-        runs = find_runs(path, ("trojan",))
+        runs, begun = find_runs(path, ("trojan",)), find_runs(path, ("trojan",), finished=False)
+        if begun and not runs:
+            raise Unfinished(f"--mask {path}", begun[-1])
         if len(runs) != 1:
             listed = ", ".join(str(run.folder) for run in runs)
             raise BadInput(f"--mask {path}: {len(runs)} finished poisoned models there{f' ({listed})' if runs else ''}; name "
@@ -232,6 +234,8 @@ def find(named: str | None) -> Original | None:
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or (path.name == "model.pt" and (folder / "record.json").exists()):
         found = Original(*read_record(folder))
+        if found.record["stage"] == "trojan" and found.record["status"] != "done":
+            raise Unfinished(f"--mask {path}", found)
     else:
         found = Original(path, record_inside(path))
     if not _names_trigger(found.record):

@@ -10,7 +10,7 @@ from typing import Any
 from dataset import DataConfig
 from models.files import ModelConfig
 from models.peer import read_safely
-from utils import BadInput, Saved, Unfinished, find_runs, flag_words, read_record, say, sha256
+from utils import BadInput, RuntimeConfig, Saved, Unfinished, find_runs, flag_words, read_record, say, sha256
 
 SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
@@ -117,7 +117,7 @@ def _named(path: Path) -> Original:
         raise BadInput(f"--checkpoint {path}: no such file or folder; main_train.py writes <run>/model.pt")
     run = read_record(path)
     if run.record["status"] != "done":
-        raise Unfinished(f"--checkpoint {path} is not finished ({run.record['status']}); go on with it", run)
+        raise Unfinished(f"--checkpoint {path}", run)
     return _clean(Original(*run))
 
 
@@ -128,7 +128,7 @@ def _missing(root: Path, narrow: dict[str, Any], by_save_dir: bool) -> BadInput:
     if begun := find_runs(root, STAGES, finished=False, **narrow):
         last = begun[-1]
         others = f"; so are {_listed(begun[:-1])}" if begun[:-1] else ""
-        return Unfinished(f"{nothing}; {last.folder} is not finished ({last.record['status']}){others}; go on with it", last)
+        return Unfinished(nothing, last, others)
     there = find_runs(root, STAGES)
     also = f", but there {'is' if len(there) == 1 else 'are'} {_listed(there)}" if there else ""
     elsewhere = [] if root == Path("runs") or there else find_runs(Path("runs"), STAGES, **narrow)

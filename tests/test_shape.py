@@ -21,7 +21,7 @@ LAYERS = {"utils": 0, "dataset": 1, "groups": 1, "sources": 1, "models": 1, "pru
           "evaluation.draws": 1, "evaluation.rules": 1, "evaluation.mia": 1, "evaluation.separation": 1, "evaluation.svc": 1,
           "evaluation.distribution": 1, "evaluation": 3, "trainer": 2,
           "unlearn": 3, "memorization": 3,
-          "prune": 3, "attack": 4, "stages": 5, "arg_parser": 5, **{p.stem: 6 for p in MAINS}}
+          "prune": 3, "attack": 4, "stages": 5, "commands": 5, "arg_parser": 5, **{p.stem: 6 for p in MAINS}}
 
 
 def module_of(path: Path) -> str:

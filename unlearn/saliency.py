@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dataset import Data, Loader
 from models import read_safely
 from pruner.mask import as_mask, largest
-from utils import BadInput, Config, Mask, Run, Runtime, find_runs, hp, read_record, say, sha256
+from utils import BadInput, Config, Mask, Run, Runtime, Saved, Unfinished, find_runs, hp, read_record, say, sha256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,32 +79,52 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
     Raises:
         BadInput: no or several masks there, a mask of another model, or of another forget set.
     """
-    path = Path(named)
-    if path.is_dir() and not (path / "record.json").exists():
-        found = find_runs(path, ("mask",))
-        mine = (data.splits.split_key, original)
-        fits = [run for run in found if (run.record["split_key"], run.record["parent"]["sha256"]) == mine]
-        if len(fits) != 1:
-            raise BadInput(f"--path {named}: {len(fits)} of {len(found)} mask runs there are for this model and forget set "
-                           f"({', '.join(str(run.folder) for run in fits) or 'run generate_mask.py with the same flags'})")
-        path = fits[0].folder
-    if path.is_dir():
-        files = sorted(path.glob("with_*.pt"))
-        if len(files) != 1:
-            raise BadInput(f"--path {path}: name one of its masks: {', '.join(f.name for f in files) or 'there is none'}")
-        path = files[0]
-    seconds, mode = 0.0, None
+    path, seconds, mode = _mask_file(Path(named), data.splits.split_key, original), 0.0, None
     if (path.parent / "record.json").exists():
         record = read_record(path.parent).record
-        if record["stage"] != "mask":
-            raise BadInput(f"--path {path} is of a {record['stage']} run, not of generate_mask.py")
-        if record["split_key"] != data.splits.split_key:
-            raise BadInput(f"--path {path} was made for another forget set (split_key {record['split_key']}, not "
-                           f"{data.splits.split_key}); run generate_mask.py with the same flags")
-        if record["parent"]["sha256"] != original:
-            raise BadInput(f"--path {path} was made on another model ({record['parent']['path']}); run generate_mask.py with "
-                           "the same --checkpoint")
         seconds, mode = record["seconds"].get("mask", 0.0), record["settings"]["cfg"]["saliency_mode"]
     mask = as_mask(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
     return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4), "saliency_mode": mode}, seconds
+
+
+def _mask_file(path: Path, split_key: str, original: str) -> Path:
+    """The mask file that is meant by a file, a run folder or a folder of run folders."""
+    if path.is_dir() and not (path / "record.json").exists():
+        path = _one_run(path, split_key, original)
+    folder = path if path.is_dir() else path.parent
+    if (folder / "record.json").exists():
+        _check_run(path, read_record(folder), split_key, original)
+    files = sorted(path.glob("with_*.pt")) if path.is_dir() else [path]
+    if len(files) != 1:
+        raise BadInput(f"--path {path}: name one of its masks: {', '.join(f.name for f in files) or 'there is none'}")
+    return files[0]
+
+
+def _one_run(root: Path, split_key: str, original: str) -> Path:
+    """The folder of the one mask run there for this model and forget set."""
+    found, begun = find_runs(root, ("mask",)), find_runs(root, ("mask",), finished=False)
+    mine = (split_key, original)
+    fits, unfinished = ([run for run in runs if (run.record["split_key"], run.record["parent"]["sha256"]) == mine]
+                        for runs in (found, begun))
+    if not fits and unfinished:
+        raise Unfinished(f"--path {root}", unfinished[-1])
+    if len(fits) != 1:
+        raise BadInput(f"--path {root}: {len(fits)} of {len(found)} mask runs there are for this model and forget set "
+                       f"({', '.join(str(run.folder) for run in fits) or 'run generate_mask.py with the same flags'})")
+    return fits[0].folder
+
+
+def _check_run(path: Path, run: Saved, split_key: str, original: str) -> None:
+    """Refuse a mask file of another stage, forget set or model than these, or of an unfinished run."""
+    record = run.record
+    if record["stage"] != "mask":
+        raise BadInput(f"--path {path} is of a {record['stage']} run, not of generate_mask.py")
+    if record["split_key"] != split_key:
+        raise BadInput(f"--path {path} was made for another forget set (split_key {record['split_key']}, not {split_key}); "
+                       "run generate_mask.py with the same flags")
+    if record["parent"]["sha256"] != original:
+        raise BadInput(f"--path {path} was made on another model ({record['parent']['path']}); run generate_mask.py with "
+                       "the same --checkpoint")
+    if record["status"] != "done":
+        raise Unfinished(f"--path {path}", run)

@@ -19,11 +19,11 @@ class CannotWrite(BadInput):
 class Unfinished(BadInput):
     """What a stage needs was begun and not finished: the message ends where the command belongs that goes on with it.
 
-    run: the folder and its record; whoever knows the stages' flags adds its command.
+    where: what was asked for. run: the folder and its record; whoever knows the stages' flags adds its command. more: others.
     """
 
-    def __init__(self, message: str, run: Any) -> None:
-        super().__init__(message)
+    def __init__(self, where: str, run: Any, more: str = "") -> None:
+        super().__init__(f"{where}: {run.folder} is not finished ({run.record['status']}){more}; go on with it")
         self.run = run
 
 
