@@ -5,14 +5,14 @@ python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by t
 """
 
 import arg_parser
-from evaluation import bygroup, bysparsity, plots, report, scores
+from evaluation import bygroup, bysparsity, contrasts, plots, report, scores
 from utils import say
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
-    say(report.write(args.cfg, "tow", report.TOW_COLUMNS, plots.tow_figures, more))
+    say(report.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from evaluation import plots
+from evaluation.notes import BROKEN
 from evaluation.pairs import FilterConfig, is_plan, needs_scores
-from evaluation.report import BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid, labels_of
+from evaluation.report import Extra, Pivot, cell, digits_of, grid
+from evaluation.rows import FLOOR, Row, labels_of
 from evaluation.settings import Setting
 from groups import LEVELS
 from utils import digest_of
@@ -195,10 +197,10 @@ def files_of(stem: str, pivots: list[Pivot]) -> list[str]:
 
 
 def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
-    """Lines: a row a method, cells ``mean ±half width, n``, in brackets where models collapsed."""
+    """Lines: a row a method, cells ``mean [low, high], n``, in brackets where models collapsed."""
     body = [["method", *pivot.columns]]
     for method, there in pivot.cells.items():
-        words = [cell(there.get(column), digits_of(name)) for column in pivot.columns]
+        words = [cell(there.get(column), digits_of(name), method == FLOOR) for column in pivot.columns]
         words = [f"({word})" if (method, c) in pivot.collapsed else word for c, word in zip(pivot.columns, words, strict=True)]
         counts = [f", n={there[column][2]}" if column in there else "" for column in pivot.columns]
         body.append([method, *map("".join, zip(words, counts, strict=True))])
@@ -207,11 +209,14 @@ def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
 
 
 def csv_of(pivots: list[Pivot]) -> list[list[Any]]:
-    """A line a method and heading, full precision: <column>, <column>_ci (half width), <column>_n; columns that collapsed."""
+    """A line a method and heading, full precision: <column>, its <column>_low and _high, <column>_n; what collapsed."""
     columns = list(dict.fromkeys(column for pivot in pivots for column in pivot.columns))
-    lines: list[list[Any]] = [["setting", "method", *(x for c in columns for x in (c, f"{c}_ci", f"{c}_n")), "collapsed"]]
+    heads = [f"{column}{end}" for column in columns for end in ("", "_low", "_high", "_n")]
+    lines: list[list[Any]] = [["setting", "method", *heads, "collapsed"]]
     for pivot in pivots:
         for method, there in pivot.cells.items():
             broken = ", ".join(column for column in columns if (method, column) in pivot.collapsed)
-            lines.append([pivot.heading, method, *(x for c in columns for x in there.get(c, (None, None, None))), broken])
+            numbers = [there.get(column, (None, None, None)) for column in columns]
+            lines.append([pivot.heading, method, *(x for mean, ends, n in numbers for x in (mean, *(ends or (None, None)), n)),
+                          broken])
     return lines

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from evaluation import bygroup, plots
 from evaluation.bygroup import Cells, files_of, fill, pivot_of
+from evaluation.notes import BROKEN
 from evaluation.pairs import FilterConfig
-from evaluation.report import AGAINST_RETRAIN, BROKEN, FLOOR, Extra, Pivot, Row, cell, digits_of, grid
+from evaluation.report import AGAINST_RETRAIN, Extra, Pivot, cell, digits_of, grid
+from evaluation.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
 from evaluation.settings import pruned_share
 from utils import digest_of
 
@@ -22,7 +24,7 @@ class Study(NamedTuple):
     drawn: tuple[str, ...]
 
 
-TOW = Study("sparsity", ("ToW", "UA", "RA", "TA", "MIA", "Avg. gap", "seconds"), ("ToW", "UA", "seconds"))
+TOW = Study("sparsity", ("ToW", "UA", "RA", "TA", "MIA", MEAN_GAP, GAP_MEANS, "seconds"), ("ToW", "UA", "seconds"))
 MIA = Study("sparsity_mia", ("ToW-MIA", "MIA", "MIA_entropy", "MIA_m_entropy", "AUC_confidence", "privacy", "seconds"),
             ("ToW-MIA", "MIA", "seconds"))
 
@@ -76,7 +78,7 @@ def markdown(sweep: Sweep, study: Study) -> list[str]:
     body = [["method", "sparsity", "n", *study.measures]]
     for method, there in sweep.cells.items():
         for column, row in there.items():
-            words = [cell(row.numbers.get(name), digits_of(name)) for name in study.measures]
+            words = [cell(row.numbers.get(name), digits_of(name), method == FLOOR) for name in study.measures]
             words = [f"({word})" for word in words] if row.collapsed else words
             body.append([method, column, f"{max(n for *_, n in row.numbers.values())}", *words])
     broken = any(row.collapsed for there in sweep.cells.values() for row in there.values())
@@ -135,13 +137,13 @@ def _sweep(heading: str, parts: list[tuple[float, list[Row]]]) -> Sweep:
 
 
 def csv_of(found: list[Sweep], study: Study) -> list[list[Any]]:
-    """A line a heading, method and sparsity, full precision: n, how many collapsed, <measure>, <measure>_ci (half width)."""
-    numbers = [x for name in study.measures for x in (name, f"{name}_ci")]
+    """A line a heading, method and sparsity, full precision: n, how many collapsed, <measure> and the ends of its interval."""
+    numbers = [x for name in study.measures for x in (name, f"{name}_low", f"{name}_high")]
     lines: list[list[Any]] = [["setting", "method", "sparsity", "n", "collapsed", *numbers]]
     for sweep in found:
         for method, there in sweep.cells.items():
             for column, row in there.items():
                 numbers = [row.numbers.get(name, (None, None, 0)) for name in study.measures]
                 lines.append([sweep.heading, method, sweep.shares[column], max(n for *_, n in row.numbers.values()),
-                              row.collapsed, *(x for mean, half, _ in numbers for x in (mean, half))])
+                              row.collapsed, *(x for mean, ends, _ in numbers for x in (mean, *(ends or (None, None))))])
     return lines

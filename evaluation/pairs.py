@@ -41,6 +41,9 @@ class FilterConfig(EvaluationConfig):
     group_index: int | None = hp(None, "only forget sets of this chunk of the entanglement experiment", low=-1)
     aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
     seed: tuple[int, ...] | None = hp(None, "only these seeds")
+    delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
+                      "chosen before the runs are seen", above=0)
+    delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)
 
     @property
     def folder(self) -> Path:
@@ -202,7 +205,7 @@ def _without_retrain(runs: list[Saved], save_dir: str) -> list[str]:
 def _unfinished(runs: list[Saved]) -> list[str]:
     many = f"{len(runs)} run{'s'[: len(runs) - 1]}"
     return [f"note: {many} that the filters take did not finish and {'are' if len(runs) > 1 else 'is'} in no table: "
-            f"{_listed(runs, 'status')}; their commands go on with them"] if runs else []
+            f"{_listed(runs, 'status')}; the same commands go on"] if runs else []
 
 
 def _of_older_form(left_out: list[Saved], shown: list[Saved]) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.report import FLOOR, Number, Pivot, Row, costs_scores
+from evaluation.report import Pivot, costs_scores
+from evaluation.rows import FLOOR, Row
+from evaluation.statistics import Number
 from groups import LEVELS
 
 if TYPE_CHECKING:
@@ -28,17 +30,20 @@ PLAIN = "method alone, by main_forget.py"
 HOLLOW = "; hollow: collapsed"  # no forgetting, whatever the number
 
 
-def tow_figures(table: list[Row]) -> dict[str, Figure]:
-    figures = {"tow": bars(table, "ToW", "Tug-of-War (ToW)"), "accuracy": accuracies(table), "confidence": histograms(table),
-               "cost": cost(table, "ToW")}
+def tow_figures(table: list[Row], note: str = "") -> dict[str, Figure]:
+    """The figures of one setting; note: what their titles say of it, where it has no headroom."""
+    figures = {"tow": bars(table, "ToW", "Tug-of-War (ToW)", note), "accuracy": accuracies(table),
+               "confidence": histograms(table), "cost": cost(table, "ToW", note=note)}
     if any("acc_low" in row.numbers for row in table):
         figures["group_accuracy"] = groups(table)
-    return figures | ({"cost_total": cost(table, "ToW", "seconds_total")} if costs_scores(table) else {})
+    return figures | ({"cost_total": cost(table, "ToW", "seconds_total", note)} if costs_scores(table) else {})
 
 
-def mia_figures(table: list[Row]) -> dict[str, Figure]:
-    figures = {"tow_mia": bars(table, "ToW-MIA", "ToW-MIA"), "mia": efficacy(table), "cost_mia": cost(table, "ToW-MIA")}
-    return figures | ({"cost_total_mia": cost(table, "ToW-MIA", "seconds_total")} if costs_scores(table) else {})
+def mia_figures(table: list[Row], note: str = "") -> dict[str, Figure]:
+    """As ``tow_figures``, of ToW-MIA and membership inference."""
+    figures = {"tow_mia": bars(table, "ToW-MIA", "ToW-MIA", note), "mia": efficacy(table),
+               "cost_mia": cost(table, "ToW-MIA", note=note)}
+    return figures | ({"cost_total_mia": cost(table, "ToW-MIA", "seconds_total", note)} if costs_scores(table) else {})
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Figure, Any]:
@@ -53,36 +58,43 @@ def _methods(table: list[Row], name: str = "ToW") -> list[Row]:
     return [row for row in table if row.method != FLOOR and name in row.numbers]
 
 
-def _half(row: Row, name: str) -> float:
-    """Half width of the interval; NaN, which draws nothing, with one seed."""
-    half = row.numbers[name][1]
-    return float("nan") if half is None else half
+def _errors(numbers: Iterable[Number]) -> np.ndarray:
+    """Lengths of the intervals to both sides of the means, [2, N]; NaN, which draws nothing, with one seed."""
+    ends = [(mean - low, high - mean) for mean, (low, high), _ in ((m, e or (np.nan, np.nan), n) for m, e, n in numbers)]
+    return np.maximum(np.array(ends, dtype=float).reshape(-1, 2).T, 0)  # an end at the mean may be rounded past it
 
 
-def _low(row: Row, name: str) -> float:
-    return row.numbers[name][0] - (row.numbers[name][1] or 0.0)
+def _low(number: Number) -> float:
+    return number.ends[0] if number.ends else number.mean
 
 
-def bars(table: list[Row], name: str, title: str) -> Figure:
-    """A bar a method, best at the top, collapsed ones below all; with its interval, and the floor of retrains as a line."""
+def _titled(axes: Any, title: str, note: str) -> None:
+    axes.set_title("\n".join(textwrap.wrap(title, 110) + ([note] if note else [])), fontsize=10)
+
+
+def bars(table: list[Row], name: str, title: str, note: str = "") -> Figure:
+    """A bar a method, best at the top, collapsed ones below all, with its interval; the floor of retrains as line and band."""
     others = [row for row in _methods(table, name) if not row.is_reference]
     shown = sorted(others, key=lambda row: (not row.collapsed, row.numbers[name][0])) or _methods(table, name)
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
     values = [row.numbers[name][0] for row in shown]
     colours = [LIGHT if row.collapsed else GREY if row.pairs[0].method == "raw" else BLUE for row in shown]
-    axes.barh(range(len(shown)), values, xerr=[_half(r, name) for r in shown], color=colours, ecolor="black", capsize=3)
+    axes.barh(range(len(shown)), values, xerr=_errors(r.numbers[name] for r in shown), color=colours, ecolor="black", capsize=3)
     axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
-    floor = next((r.numbers[name][0] for r in table if r.method == FLOOR), None)
+    floor = next((r.numbers[name] for r in table if r.method == FLOOR and name in r.numbers), None)
     if floor is not None:
-        axes.axvline(floor, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor:.3f}")
+        axes.axvline(floor.mean, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor.mean:.3f}")
+        if floor.ends:
+            axes.axvspan(*floor.ends, color=RED, alpha=0.12, linewidth=0, zorder=0)
         figure.legend(loc="outside upper center", frameon=False)
-    low = min([_low(row, name) for row in shown] + ([floor] if floor is not None else []))
+    low = min(_low(number) for number in [*(row.numbers[name] for row in shown), *([floor] if floor else [])])
     axes.set_xlim(max(0.0, low - 0.15 * (1 - low) - 0.01), 1.0)
     for place, value in enumerate(values):
         axes.annotate(f"{value:.3f}", (axes.get_xlim()[0], place), xytext=(5, -4), textcoords="offset points",
                       bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}, fontsize=9)
-    axes.set_xlabel(f"{name}, 1 = like retrain; bars start at {axes.get_xlim()[0]:.2f}; black: 95 % t-interval")
-    axes.set_title(f"{title}: {table[0].setting}", fontsize=10)
+    axes.set_xlabel(f"{name}, 1 = like retrain; bars start at {axes.get_xlim()[0]:.2f}; black: 95 % t-interval over seeds"
+                    + ("; red: mean and range of pairs of retrains" if floor else ""))
+    _titled(axes, f"{title}: {table[0].setting}", note)
     return figure
 
 
@@ -115,12 +127,12 @@ def _beside(axes: Any, shown: list[Row], parts: dict[str, tuple[str, str]]) -> N
     for place, (part, (label, colour)) in enumerate(parts.items()):
         at = np.arange(len(shown)) + (place - 1) * width
         values = [row.numbers[part][0] for row in shown]
-        axes.bar(at, values, width, yerr=[_half(r, part) for r in shown], color=colour, label=label, capsize=2)
+        axes.bar(at, values, width, yerr=_errors(r.numbers[part] for r in shown), color=colour, label=label, capsize=2)
         for row in shown:
             if row.is_reference:
                 axes.axhline(row.numbers[part][0], color=colour, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(shown)), [row.told for row in shown], rotation=30, ha="right")
-    lowest = min(_low(row, part) for row in shown for part in parts)
+    lowest = min(_low(row.numbers[part]) for row in shown for part in parts)
     axes.set_ylim(max(0.0, lowest - 5), 101)
 
 
@@ -168,8 +180,7 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
             shift = 0.4 * ((methods.index(method) + 0.5) / len(methods) - 0.5)
             at = {column: place + shift for place, column in enumerate(pivot.columns) if column in there}
             axes.errorbar(list(at.values()), [there[c][0] for c in at], fmt=marker, linestyle=line, color=colour, label=method,
-                          yerr=[float("nan") if there[c][1] is None else there[c][1] for c in at], markersize=4, capsize=2,
-                          elinewidth=0.8, linewidth=1.2)
+                          yerr=_errors(there[c] for c in at), markersize=4, capsize=2, elinewidth=0.8, linewidth=1.2)
             hollow = [c for c in at if (method, c) in pivot.collapsed]
             axes.plot([at[c] for c in hollow], [there[c][0] for c in hollow], marker, markersize=4, color=colour,
                       markerfacecolor="white", zorder=5)
@@ -179,7 +190,7 @@ def sparsities(pivots: Mapping[str, Pivot]) -> Figure:
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
     title = textwrap.fill(f"{', '.join(pivots)} by sparsity: {next(iter(pivots.values())).heading}", 60 * len(pivots))
-    bars = any(half is not None for pivot in pivots.values() for there in pivot.cells.values() for _, half, _ in there.values())
+    bars = any(ends is not None for pivot in pivots.values() for there in pivot.cells.values() for _, ends, _ in there.values())
     notes = ("; bars: 95 % t-intervals" if bars else "") + (HOLLOW if any(p.collapsed for p in pivots.values()) else "")
     figure.suptitle(title + notes.replace("; ", "\n", 1), fontsize=10)
     return figure
@@ -216,9 +227,8 @@ def _points(axes: Any, lines: list[str], series: Mapping[str, Mapping[str, Numbe
     for label, numbers in series.items():
         shift = [sharing[line].index(label) - (len(sharing[line]) - 1) / 2 for line in numbers]
         at = [lines.index(line) + 0.72 * s / max(2, len(series)) for line, s in zip(numbers, shift, strict=True)]
-        halves = [float("nan") if half is None else half for _, half, _ in numbers.values()]
-        axes.errorbar([mean for mean, *_ in numbers.values()], at, xerr=halves, fmt="o", markersize=5, capsize=2, elinewidth=1,
-                      color=colours[label], label=label)
+        axes.errorbar([mean for mean, *_ in numbers.values()], at, xerr=_errors(numbers.values()), fmt="o", markersize=5,
+                      capsize=2, elinewidth=1, color=colours[label], label=label)
         hollow = [(mean, y) for (line, (mean, *_)), y in zip(numbers.items(), at, strict=True) if (label, line) in broken]
         axes.plot([x for x, _ in hollow], [y for _, y in hollow], "o", markersize=5, color=colours[label],
                   markerfacecolor="white", zorder=5)
@@ -233,7 +243,7 @@ def _tell(figure: Figure, panels: list[Any], pivot: Pivot, name: str, title: str
     numbers = [number for there in pivot.cells.values() for number in there.values()]
     low = min(mean for mean, *_ in numbers)
     room = 1.005 - low
-    lowest = max(0.0, low - 0.6 * room, min(mean - (half or 0.0) for mean, half, _ in numbers))
+    lowest = max(0.0, low - 0.6 * room, min(_low(number) for number in numbers))
     for axes in panels:
         axes.set_xlim(lowest - 0.04 * room, 1.0 + 0.04 * room)
         axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals", fontsize=9)
@@ -279,8 +289,8 @@ def efficacy(table: list[Row]) -> Figure:
     """MIA efficacy (confidence attack) of every method beside retrain's: nearer to its line is better, not higher."""
     shown = _methods(table, "MIA")
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
-    axes.barh(range(len(shown)), [r.numbers["MIA"][0] for r in shown], xerr=[_half(r, "MIA") for r in shown], color=BLUE,
-              capsize=3)
+    axes.barh(range(len(shown)), [r.numbers["MIA"][0] for r in shown], xerr=_errors(r.numbers["MIA"] for r in shown),
+              color=BLUE, capsize=3)
     axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
     for row in shown:
         if row.is_reference:
@@ -292,7 +302,7 @@ def efficacy(table: list[Row]) -> Figure:
     return figure
 
 
-def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
+def cost(table: list[Row], name: str, spent: str = "seconds", note: str = "") -> Figure:
     """Seconds of the method, mask included (and with ``seconds_total`` its scores), against ToW: upper left is better."""
     shown = [row for row in _methods(table, name) if row.numbers[spent][0] > 0 and row.pairs[0].method != "raw"]
     shown.sort(key=lambda row: row.numbers[name][0])
@@ -300,7 +310,8 @@ def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
     for place, row in enumerate(shown):
         x, y = row.numbers[spent][0], row.numbers[name][0]
         colour = RED if row.is_reference else BLUE
-        axes.errorbar(x, y, xerr=_half(row, spent), yerr=_half(row, name), fmt="o", color=colour, capsize=2, elinewidth=0.8)
+        axes.errorbar(x, y, xerr=_errors([row.numbers[spent]]), yerr=_errors([row.numbers[name]]), fmt="o", color=colour,
+                      capsize=2, elinewidth=0.8)
         # names stand in a column beside the axes, in the order of the points: near points would hide each other's
         axes.annotate(row.told, (x, y), xytext=(1.04, (place + 0.5) / len(shown)), textcoords="axes fraction", fontsize=9,
                       va="center", annotation_clip=False,
@@ -314,5 +325,5 @@ def cost(table: list[Row], name: str, spent: str = "seconds") -> Figure:
     counted = "method and mask" if spent == "seconds" else "method, mask and scores"
     axes.set_xlabel(f"seconds ({counted}, without evaluation), log scale; bars: 95 % t-intervals over seeds")
     axes.set_ylabel(f"{name} (1 = like retrain)")
-    axes.set_title(f"Cost against {name}: {table[0].setting}", fontsize=10)
+    _titled(axes, f"Cost against {name}: {table[0].setting}", note)
     return figure

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation import tow
+from evaluation import statistics
 from evaluation.pairs import AnalysisConfig
-from evaluation.report import Extra, Number, Row, cell, grid, labels_of
+from evaluation.report import Extra, cell, grid
+from evaluation.rows import Row, labels_of
+from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
 from sources.arrays import UNREADABLE
@@ -24,7 +26,7 @@ WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about gro
 
 
 class Scored(NamedTuple):
-    """A score of one original, or of a pool of models; variant: name and settings, as ``report.labels_of`` has them.
+    """A score of one original, or of a pool of models; variant: name and settings, as ``rows.labels_of`` has them.
 
     owner: the original or the pool; of a pool that has grown, several runs have the scores.
     """
@@ -134,16 +136,16 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
     for scored in found:
         grouped.setdefault((scored.network, scored.key, scored.variant), []).append(scored)
     labels = labels_of([(network + key, variant) for network, key, variant in grouped])
-    lines: list[list[Any]] = [["data", "network", "score", "polarity", "seconds", "seconds_ci", "spearman", "spearman_ci", "n",
-                               "compared_with"]]
+    lines: list[list[Any]] = [["data", "network", "score", "polarity", "seconds", "seconds_low", "seconds_high", "spearman",
+                               "spearman_low", "spearman_high", "n", "compared_with"]]
     text: dict[str, list[list[str]]] = {}
     for (network, key, variant), members in sorted(grouped.items(), key=lambda item: (item[0][:2], _place(item[1][0].name))):
         name, reference = members[0].name, references[key]
         rhos = [rho for rho in (_rho(scored, reference) for scored in members) if math.isfinite(rho)]
-        rho: Number | None = tow.t_interval(rhos) if rhos else None
-        seconds = tow.t_interval([scored.seconds for scored in members])
+        rho: Number | None = statistics.interval(rhos, (-1.0, 1.0)) if rhos else None
+        seconds = statistics.interval([scored.seconds for scored in members], (0.0, math.inf))
         label = labels[network + key, variant]
-        lines.append([key, network, label, POLARITY[name], *seconds[:2], *(rho[:2] if rho else (None, None)), len(members),
+        lines.append([key, network, label, POLARITY[name], *_flat(seconds), *_flat(rho), len(members),
                       reference if rho else None])
         told = f"compared with {reference}" if reference else "memorization itself is not known here: main_memorization.py"
         body = text.setdefault(f"Scores: {network}, {key[:6]}; {told}",
@@ -151,6 +153,11 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
         body.append([label, WORDS[POLARITY[name]], cell(seconds), cell(rho, 3), str(len(members))])
     shown = [line for heading, body in text.items() for line in (heading, "", *grid(body), "")]
     return Extra("scores", "\n".join(shown), lines, {})
+
+
+def _flat(number: Number | None) -> tuple[float | None, ...]:
+    """Mean and the ends of its interval."""
+    return (number.mean, *(number.ends or (None, None))) if number else (None, None, None)
 
 
 def _place(name: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -271,12 +271,12 @@ def cheapest_split(outer: float, inner: float, outer_cost: float, inner_cost: fl
 # ------------------------------------------------------------------------------------------------------- excess over the floor
 
 
-def excess(own: np.ndarray, floor: np.ndarray, level: float = LEVEL) -> Number:
+def excess(own: np.ndarray, floor: np.ndarray, level: float = LEVEL) -> Paired:
     """How much farther a method is from retrain than retrain from itself: mean of own less mean of floor, off the diagonal.
 
     Both means are over pairs of different seeds, so that they are of the same kind: a run and the retrain of its own seed may
-    share a batch order, two retrains never do. The interval is the jackknife's over seeds (three or more), t with n - 1, since
-    pairs share models.
+    share a batch order, two retrains never do. Interval and p are the jackknife's over seeds (three or more), t with n - 1,
+    since pairs share models; the standard deviation is that of its pseudo-values.
 
     Args:
         own: distances float64 [n, n], unlearned of seed i to retrain of seed j; floor: retrain i to retrain j, symmetric.
@@ -291,15 +291,14 @@ def excess(own: np.ndarray, floor: np.ndarray, level: float = LEVEL) -> Number:
     every = np.arange(count)
     whole = statistic(every)
     if count < 3:
-        return Number(whole, None, count)
+        return Paired(count, whole, None, None, None)
     without = [statistic(np.delete(every, i)) for i in every]
     _, sd = _moments([count * whole - (count - 1) * part for part in without])
     half = _t((1 + level) / 2, count - 1) * sd / math.sqrt(count)
-    return Number(whole, (whole - half, whole + half), count)
+    return Paired(count, whole, sd, (whole - half, whole + half), 2 * _tail(abs(whole), sd, count))
 
 
-def pairwise(items: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]],
-             distance: Callable[[Mapping[str, float], Mapping[str, float]], float]) -> np.ndarray:
+def pairwise(items: Sequence[Any], others: Sequence[Any], distance: Callable[[Any, Any], float]) -> np.ndarray:
     """float64 [n, m]: the distance of every item to every other."""
     return np.array([[distance(a, b) for b in others] for a in items], dtype=np.float64).reshape(len(items), len(others))
 

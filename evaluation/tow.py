@@ -90,32 +90,6 @@ def average_gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) 
     return math.fsum(abs(_entry(unlearned, name) - _entry(retrained, name)) for name in names) / len(names)
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None, int]:
-    """Mean, half width of Student's t confidence interval, and how many values; the half width of one value is None.
-
-    Args:
-        values: one number a seed, in any unit.
-        level: coverage, above 0 and below 1.
-
-    Raises:
-        BadInput: no values, or one is NaN or infinite.
-    """
-    assert 0 < level < 1, f"level must lie between 0 and 1; got {level}"
-    count = len(values)
-    if count == 0:
-        raise BadInput("no values to average; no finished run matches")
-    if not all(math.isfinite(value) for value in values):
-        raise BadInput(f"cannot average {list(values)}: every value must be finite; repeat the run that diverged")
-    mean = math.fsum(values) / count
-    if count == 1:
-        return mean, None, count
-    # SciPy costs a second to import
-    from scipy.stats import t
-
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    return mean, float(t.ppf((1 + level) / 2, count - 1)) * spread / math.sqrt(count), count
-
-
 def _product(unlearned: Mapping[str, float], retrained: Mapping[str, float], names: tuple[str, ...]) -> float:
     return math.prod(1 - abs(_share(unlearned, name) - _share(retrained, name)) for name in names)
 

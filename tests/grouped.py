@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recomputed
 from pretended import change, pretend
-from scipy import stats
 
 from groups import LEVELS
 from utils import read_record
@@ -82,14 +82,11 @@ def share_tow(run: Path, retrain: Path, mia_instead: bool = False) -> float:
     return product
 
 
-def interval(values: list[float]) -> tuple[float, float, int]:
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return pytest.approx(np.mean(values)), pytest.approx(half, abs=1e-9), len(values)
-
-
-def equals(number: tuple[float, float | None, int], values: list[float]) -> bool:
-    mean, half, count = interval(values)
-    return number[0] == mean and number[1] == half and number[2] == count
+def equals(number: tuple[float, tuple[float, float] | None, int], values: list[float], top: float = 100.0, low: float = 0.0
+           ) -> bool:
+    """Whether a number is the mean of values over seeds with its interval; top: 1 of ToW, 100 of percent, inf of seconds."""
+    ends = pytest.approx(recomputed.interval(values, low, top), abs=1e-9)
+    return number[0] == pytest.approx(np.mean(values)) and number[1] == ends and number[2] == len(values)
 
 
 def csv_lines(path: Path) -> list[dict[str, str]]:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import shell
 
-from evaluation import accuracy, report
+from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
 from evaluation.pairs import AnalysisConfig, gather
-from evaluation.report import Row
+from evaluation.rows import Row, rows
 from utils import BadInput, read_record
 
 SEEDS = (3, 5, 8)
@@ -74,7 +74,7 @@ def change(run: Path, **fields: Any) -> None:
 
 
 def table_of(root: Path, **filters: Any) -> list[Row]:
-    return report.rows(gather(AnalysisConfig(save_dir=str(root), **filters)).pairs)
+    return rows(gather(AnalysisConfig(save_dir=str(root), **filters)).pairs)
 
 
 def row_of(table: Iterable[Row], method: str) -> Row:
@@ -98,6 +98,7 @@ def outputs_of(root: Path, method: str, seed: int) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def of_csv(line: dict[str, str], name: str) -> tuple[float, float]:
-    """Mean and half width; NaN where the cell is empty."""
-    return float(line[name]), float(line[f"{name}_ci"] or "nan")
+def of_csv(line: dict[str, str], name: str) -> tuple[float, tuple[float, float] | None]:
+    """Mean and the ends of its interval; None where the cells are empty."""
+    ends = line[f"{name}_low"], line[f"{name}_high"]
+    return float(line[name]), (float(ends[0]), float(ends[1])) if all(ends) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from pretended import (
     row_of,
     table_of,
 )
-from scipy import stats
+from recomputed import interval
 
-from evaluation import plots, report
+from evaluation import contrasts, plots, report
 from evaluation.pairs import AnalysisConfig
-from evaluation.report import FLOOR
+from evaluation.rows import FLOOR
+from evaluation.statistics import Number
 from utils import BadInput, find_runs, read_record
 
 
@@ -77,13 +79,10 @@ def test_rows_hold_means_and_t_intervals_over_seeds(method: str, bench: Path) ->
         **{part: [100 * hits(bench, method, seed, part) for seed in SEEDS] for part in SIZES},
     }
     for name, values in by_hand.items():
-        mean, half, count = row.numbers[name]
+        mean, ends, count = row.numbers[name]
         assert count == len(SEEDS) and mean == pytest.approx(sum(values) / len(values)), name
-        if len(set(values)) > 1:
-            low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
-            assert (mean - half, mean + half) == pytest.approx((low, high)), name
-        else:
-            assert half == pytest.approx(0, abs=1e-9), name
+        top = 1 if name.startswith("ToW") else math.inf if name == "seconds" else 100
+        assert ends == pytest.approx(interval(values, 0, top)), name
 
 
 @pytest.mark.parametrize("part", ["forget", "test"])
@@ -109,17 +108,17 @@ def test_average_gap_is_the_mean_distance_in_points(bench: Path) -> None:
 
 def test_retrain_against_itself_is_exactly_one(bench: Path) -> None:
     numbers = row_of(table_of(bench), "retrain").numbers
-    assert numbers["ToW"] == numbers["ToW-MIA"] == (1.0, 0.0, 3)
+    assert numbers["ToW"] == numbers["ToW-MIA"] == (1.0, (1.0, 1.0), 3)
     assert numbers["Avg. gap"][0] == numbers["disagreement_forget"][0] == numbers["disagreement_test"][0] == 0.0
 
 
 def test_noise_floor_is_the_mean_over_pairs_of_retrained_models(bench: Path) -> None:
-    """Three models make three pairs; no interval, since pairs share models."""
+    """Three models make three pairs; their range is no interval, since pairs share models."""
     row = row_of(table_of(bench), FLOOR)
     for name, mia in (("ToW", False), ("ToW-MIA", True)):
         values = [tow(bench, "retrain", a, other_seed=b, mia=mia) for a, b in itertools.combinations(SEEDS, 2)]
-        mean, half, count = row.numbers[name]
-        assert mean == pytest.approx(sum(values) / 3) and half is None and count == 3
+        mean, ends, count = row.numbers[name]
+        assert mean == pytest.approx(sum(values) / 3) and ends == pytest.approx((min(values), max(values))) and count == 3
         assert max(values) < 1
 
 
@@ -131,17 +130,21 @@ def test_one_seed_shows_no_interval_and_no_floor(bench: Path) -> None:
     table = table_of(bench, seed=(5,))
     assert [row.method for row in table] == ["retrain", "raw", "FT", "NG"]
     for row in table:
-        assert row.seeds == [5] and all(half is None and count == 1 for _, half, count in row.numbers.values())
+        assert row.seeds == [5] and all(ends is None and count == 1 for _, ends, count in row.numbers.values())
     assert row_of(table, "NG").numbers["ToW"][0] == pytest.approx(tow(bench, "NG", 5))
     text = report.markdown(table, report.TOW_COLUMNS)
-    assert "±" not in text and "| NG      | 1 |" in text
-    assert "±" in report.markdown(table_of(bench, seed=(3, 5)), report.TOW_COLUMNS)
+    assert "±" not in text and "[" not in text and "| NG      | 1 |" in text
+    assert "[" in report.markdown(table_of(bench, seed=(3, 5)), report.TOW_COLUMNS)
 
 
 def test_cells_round_and_show_what_there_is() -> None:
-    assert report.cell((12.3456, 0.789, 3)) == "12.35 ±0.79"
-    assert report.cell((0.98765, 0.01234, 3), 3) == "0.988 ±0.012"
-    assert report.cell((12.3456, None, 1)) == "12.35" and report.cell(None) == "-"
+    """The ends of an interval to two digits of its width, at most as many as the mean has."""
+    assert report.cell(Number(12.3456, (11.55, 13.162), 3)) == "12.35 [11.6, 13.2]"
+    assert report.cell(Number(12.3456, (2.1, 22.6), 3)) == "12.35 [2, 23]"
+    assert report.cell(Number(0.98765, (0.97321, 0.99412), 3), 3) == "0.988 [0.973, 0.994]"
+    assert report.cell(Number(100.0, (100.0, 100.0), 3)) == "100.00 ±0"
+    assert report.cell(Number(0.98765, (0.97321, 0.99412), 3), 3, floor=True) == "0.988 (0.973..0.994)"
+    assert report.cell(Number(12.3456, None, 1)) == "12.35" and report.cell(None) == "-"
 
 
 def test_filters_choose_methods_seeds_and_sizes(bench: Path) -> None:
@@ -223,7 +226,7 @@ def test_runs_that_did_not_finish_are_counted_below_the_table(status: str, bench
     told = notes_of(root, unlearn=("NG", "raw"), seed=(8,))
     assert "1 run that the filters take did not finish and is in no table" in told and f"NG-8 ({status})" in told
     assert "did not finish" not in notes_of(root, unlearn=("raw",), seed=(5,))
-    text = report.write(AnalysisConfig(save_dir=str(root)), "tow", report.TOW_COLUMNS, plots.tow_figures)
+    text = report.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
     assert all(line in text for line in notes_of(root).splitlines())
 
 
@@ -266,11 +269,11 @@ def test_hyper_parameters_and_forget_sets_make_rows_of_their_own(bench: Path, li
     assert few == ["retrain", "NG", FLOOR] and many[:3] == ["retrain", "raw", "FT"] and many[-1] == FLOOR
     assert sorted(many[3:-1]) == ["NG (alpha=0.8)", "NG (alpha=0.95)"]
     assert all(row.seeds == list(SEEDS) for row in table)
-    text = report.write(AnalysisConfig(save_dir=str(root)), "tow", report.TOW_COLUMNS, plots.tow_figures)
+    text = report.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
     assert {path.name for path in (root / "analysis").glob("tow*")} >= {"tow.csv", "tow.md"}
     keys = {row.setting.rpartition(", ")[2] for row in table}
     assert {path.name for path in (root / "analysis").glob("tow-*.png")} == {f"tow-{key}.png" for key in keys}
-    assert text.count("| retrain vs retrain") == 2
+    assert text.count("| retrain vs retrain") == 2 + 1  # and one over both forget sets, which were drawn in one way
 
 
 # ----------------------------------------------------------------------------------------------- data with memorization

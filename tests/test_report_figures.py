@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pretended import four_methods, of_csv, outputs_of, table_of
 
-from evaluation import plots, report
+from evaluation import contrasts, plots, report
 from evaluation.pairs import AnalysisConfig
-from evaluation.report import FLOOR, Row
+from evaluation.rows import FLOOR, Row
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def read_csv(path: Path) -> dict[str, dict[str, str]]:
 def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], dict[str, dict[str, str]]]:
     """The rows of the bench, and their CSV as it lies on the disk."""
     out = tmp_path_factory.mktemp("out")
-    report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), "tow", report.TOW_COLUMNS, plots.tow_figures)
+    report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW, plots.tow_figures)
     return table_of(bench), read_csv(out / "tow.csv")
 
 
@@ -41,17 +41,18 @@ def test_csv_holds_every_number_in_full(written: tuple[list[Row], dict[str, dict
         line = lines[row.method]
         assert line["setting"] == row.setting and line["n"] == "3" and line["seeds"] == "3 5 8"
         assert line["runs"].split() == [str(pair.run.folder) for pair in row.pairs]
-        for name, (mean, half, _) in row.numbers.items():
+        for name, (mean, ends, _) in row.numbers.items():
             assert float(line[name]) == mean
-            assert line[f"{name}_ci"] == ("" if half is None else repr(half))
-    assert lines[FLOOR]["forget"] == "" and lines[FLOOR]["ToW_ci"] == ""
+            assert [line[f"{name}_low"], line[f"{name}_high"]] == (["", ""] if ends is None else [repr(end) for end in ends])
+        assert {name: float(line[f"{name}_images"]) for name in row.images} == row.images
+    assert lines[FLOOR]["forget"] == lines[FLOOR]["forget_images"] == ""
 
 
-def assert_segments(container: Any, axis: int, means: list[float], halves: list[float]) -> None:
-    """The error bars of a container lie half a width to both sides of the means."""
-    for segment, mean, half in zip(container.lines[2][0].get_segments(), means, halves, strict=True):
+def assert_segments(container: Any, axis: int, ends: list[tuple[float, float] | None]) -> None:
+    """The error bars of a container go from end to end of the intervals."""
+    for segment, wanted in zip(container.lines[2][0].get_segments(), ends, strict=True):
         drawn = sorted(point[axis] for point in segment if np.isfinite(point).all())
-        assert drawn == ([] if math.isnan(half) else pytest.approx([mean - half, mean + half]))
+        assert drawn == ([] if wanted is None else pytest.approx(list(wanted)))
 
 
 @pytest.mark.parametrize("name", ["ToW", "ToW-MIA"])
@@ -61,14 +62,16 @@ def test_bars_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str
     labels = [text.get_text() for text in axes.get_yticklabels()]
     shown = [label.split("  (n=")[0] for label in labels]
     assert sorted(shown) == ["FT", "NG", "raw"] and all("(n=3)" in label for label in labels)
-    means, halves = zip(*(of_csv(lines[method], name) for method in shown), strict=True)
-    assert [bar.get_width() for bar in axes.patches] == list(means) == sorted(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(means), list(halves))
+    means, ends = zip(*(of_csv(lines[method], name) for method in shown), strict=True)
+    bars = axes.containers[-1].patches
+    (band,) = [patch for patch in axes.patches if patch not in bars]
+    assert [bar.get_width() for bar in bars] == list(means) == sorted(means)
+    assert_segments(axes.containers[-1].errorbar, 0, list(ends))
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(of_csv(lines[FLOOR], name)[1])
     floor = next(line for line in axes.lines if "retrain against retrain" in str(line.get_label()))
     assert set(floor.get_xdata()) == {float(lines[FLOOR][name])}
     low, high = axes.get_xlim()
-    ends = [m - h for m, h in zip(means, halves, strict=True)]
-    assert high == 1 and 0 <= low <= max(0, min(*ends, float(lines[FLOOR][name])))
+    assert high == 1 and 0 <= low <= max(0, min(*(least for least, _ in ends), float(lines[FLOOR][f"{name}_low"])))
     assert [note.get_text() for note in axes.texts] == [f"{mean:.3f}" for mean in means]
 
 
@@ -80,10 +83,10 @@ def test_accuracy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, 
     bars = {box.get_label(): box for box in axes.containers if hasattr(box, "patches")}
     assert set(bars) == {"forget", "retain", "test"}
     for part, box in bars.items():
-        means, halves = zip(*(of_csv(lines[method], part) for method in shown), strict=True)
+        means, ends = zip(*(of_csv(lines[method], part) for method in shown), strict=True)
         assert [bar.get_height() for bar in box] == list(means)
         assert [round(bar.get_x() + bar.get_width() / 2) for bar in box] == [0, 1, 2, 3]
-        assert_segments(box.errorbar, 1, list(means), list(halves))
+        assert_segments(box.errorbar, 1, list(ends))
     dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
     assert dashed == [float(lines["retrain"][part]) for part in bars]
 
@@ -92,9 +95,9 @@ def test_efficacy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, 
     table, lines = written
     axes = plots.efficacy(table).axes[0]
     shown = [text.get_text().split("  (n=")[0] for text in axes.get_yticklabels()]
-    means, halves = zip(*(of_csv(lines[method], "MIA") for method in shown), strict=True)
+    means, ends = zip(*(of_csv(lines[method], "MIA") for method in shown), strict=True)
     assert [bar.get_width() for bar in axes.patches] == list(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(means), list(halves))
+    assert_segments(axes.containers[-1].errorbar, 0, list(ends))
     target = next(line for line in axes.lines if line.get_label() == "retrain: the target")
     assert set(target.get_xdata()) == {float(lines["retrain"]["MIA"])}
 
@@ -109,16 +112,16 @@ def test_cost_points_are_those_of_the_csv(name: str, written: tuple[list[Row], d
         seconds, tows = (of_csv(lines[method], column) for column in ("seconds", name))
         assert point.lines[0].get_xydata().tolist() == [[seconds[0], tows[0]]]
         assert tuple(note.xy) == (seconds[0], tows[0])
-        for bars, axis, (mean, half) in zip(point.lines[2], (0, 1), (seconds, tows), strict=True):
+        for bars, axis, (_, wanted) in zip(point.lines[2], (0, 1), (seconds, tows), strict=True):
             (ends,) = bars.get_segments()
-            assert sorted(ends[:, axis]) == pytest.approx([mean - half, mean + half])
+            assert sorted(ends[:, axis]) == pytest.approx(list(wanted))
 
 
 def test_single_seeds_have_no_error_bars(bench: Path) -> None:
     table = table_of(bench, seed=(3,))
     axes = plots.bars(table, "ToW", "title").axes[0]
     assert all("(n=1)" in text.get_text() for text in axes.get_yticklabels())
-    assert_segments(axes.containers[-1].errorbar, 0, [0.0] * 3, [math.nan] * 3)
+    assert_segments(axes.containers[-1].errorbar, 0, [None] * 3)
     assert not [line for line in axes.lines if "retrain against" in str(line.get_label())]
 
 

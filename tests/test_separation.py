@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from evaluation import accuracy, report, rules, separation
 from evaluation.accuracy import EvaluationConfig
 from evaluation.mia import FEATURES, Outputs, features, margin
+from evaluation.rows import FLOOR
 from utils import read_record
 
 ONE_DIMENSIONAL = FEATURES[:4]
@@ -193,7 +194,7 @@ def test_tables_hold_the_difference_and_the_distance_to_retrain(bench: Path) -> 
             assert numbers[f"AUC_forget_{feature}"][0] == pytest.approx(np.mean(wanted))
     pairs = itertools.combinations([phi(bench, "retrain", seed) for seed in SEEDS], 2)
     floor = np.mean([100 * stats.ks_2samp(*both).statistic for both in pairs])
-    assert row_of(table, report.FLOOR).numbers["KS_forget"][0] == pytest.approx(floor, abs=1e-9)
+    assert row_of(table, FLOOR).numbers["KS_forget"][0] == pytest.approx(floor, abs=1e-9)
     assert row_of(table, "raw").numbers["KS_forget"][0] > floor > 0
 
 
@@ -203,7 +204,7 @@ def test_no_floor_of_margins_over_other_forget_sets(bench: Path, tmp_path: Path)
     arrays = outputs_of(root, "retrain", 5)
     arrays["forget_index"] = arrays["forget_index"] + 1
     np.savez(folder / "outputs.npz", **arrays)
-    assert "KS_forget" not in row_of(table_of(root), report.FLOOR).numbers
+    assert "KS_forget" not in row_of(table_of(root), FLOOR).numbers
 
 
 def test_a_rate_that_cannot_be_known_is_a_dash_with_its_reason(bench: Path) -> None:

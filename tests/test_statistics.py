@@ -292,7 +292,9 @@ def test_excess_by_hand() -> None:
     found = statistics.excess(d_own, d_ref)
     assert found.mean == pytest.approx(whole) and found.ends == pytest.approx((whole - half, whole + half)) and found.n == 3
     assert statistics.upper(d_ref) == [1.0, 0.5, 0.5]
-    assert statistics.excess(d_own[:2, :2], d_ref[:2, :2]) == (pytest.approx(by_loop([0, 1])), None, 2)
+    assert found.sd == pytest.approx(np.std(pseudo, ddof=1))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(whole) / stats.sem(pseudo), 2))
+    assert statistics.excess(d_own[:2, :2], d_ref[:2, :2]) == (2, pytest.approx(by_loop([0, 1])), None, None, None)
 
 
 @pytest.mark.parametrize("n", [3, 6])

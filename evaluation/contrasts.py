@@ -1,0 +1,282 @@
+"""What differs from retrain and from the best method, and what cannot be told yet: paired tests over seeds, with verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from evaluation import statistics, tow
+from evaluation.measures import shares
+from evaluation.notes import note
+from evaluation.pairs import FilterConfig, Pair
+from evaluation.rows import FLOOR, MEAN_GAP, Row, same_forget_set
+from evaluation.statistics import DIFFERENT, EQUIVALENT, UNDECIDED, WITHIN, Paired
+
+RETRAIN, NOTHING = "retrain", "retrain vs retrain"
+Grid = Callable[[list[list[str]]], list[str]]
+Distance = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
+DISTANCES: dict[str, Distance] = {
+    "ToW": lambda a, b: 1 - tow.tow(shares(a), shares(b)),
+    "ToW-MIA": lambda a, b: 1 - tow.tow_mia(shares(a), shares(b)),
+    MEAN_GAP: tow.average_gap,
+}
+NEEDS_ATTACK = ("ToW-MIA", MEAN_GAP)
+
+
+class Study(NamedTuple):
+    """What an analysis compares: its headline measure, accuracies with retrain's, those it shows, its files."""
+
+    headline: str
+    measures: tuple[str, ...]
+    shown: tuple[str, ...]
+    name: str
+    pairs: str
+    requests: str
+
+
+TOW = Study("ToW", ("forget", "retain", "val", "test"), ("forget", "retain", "test"), "tow", "pairs", "requests")
+MIA = Study("ToW-MIA", ("MIA", "AUC_forget", "retain", "test"), ("MIA", "AUC_forget", "test"), "tow_mia", "pairs_mia",
+            "requests_mia")
+
+
+class Contrast(NamedTuple):
+    """One method against retrain, against the floor, or against the best, in one measure.
+
+    found: of the differences over seeds; p_holm: adjusted for the methods that are compared; floor: how far two retrains are
+    apart in the measure; needed: seeds that would decide; units: the seeds, or requests, that both have.
+    """
+
+    setting: str
+    measure: str
+    method: str
+    against: str
+    found: Paired
+    p_holm: float | None
+    delta: float
+    p_tost: float | None
+    floor: float | None
+    verdict: str
+    needed: int | None
+    units: tuple[Hashable, ...]
+
+
+def delta_of(measure: str, cfg: FilterConfig) -> float:
+    return cfg.delta_tow if measure.startswith(("ToW", "1 - ToW")) else cfg.delta
+
+
+def methods_of(part: list[Row]) -> list[Row]:
+    """The rows of a setting that are compared: all but the reference and the floor."""
+    return [row for row in part if row.method != FLOOR and not row.is_reference]
+
+
+def reference_of(part: list[Row]) -> Row:
+    return next(row for row in part if row.is_reference)
+
+
+# -------------------------------------------------------------------------------------------------------------- comparisons
+
+
+def with_retrain(part: list[Row], measure: str, cfg: FilterConfig) -> list[Contrast]:
+    """Method - retrain, the retrain of the same seed, in an accuracy or the like."""
+    reference = reference_of(part)
+    if measure not in reference.values:
+        return []
+    compared = [(row, statistics.differences(row.values[measure], reference.values[measure]))
+                for row in methods_of(part) if measure in row.values]
+    return _judged(part, measure, RETRAIN, [(row, *_tested(each, 100.0)) for row, each in compared if each], cfg,
+                   _apart(reference, measure))
+
+
+def with_floor(part: list[Row], measure: str, cfg: FilterConfig) -> list[Contrast]:
+    """How much farther a method is from retrain than retrains are from one another; needs two retrains of one forget set."""
+    reference = reference_of(part)
+    found = [(row, *over) for row in methods_of(part) if (over := _excess(row, reference, measure)) is not None]
+    name = measure if measure == MEAN_GAP else f"1 - {measure}"
+    return _judged(part, name, NOTHING, found, cfg)
+
+
+def with_best(part: list[Row], measure: str, cfg: FilterConfig, best: Row | None) -> list[Contrast]:
+    """Method - best, on the seeds that both have."""
+    others = [row for row in methods_of(part) if row is not best and measure in row.values] if best is not None else []
+    compared = [(row, statistics.differences(row.values[measure], best.values[measure])) for row in others]
+    most = 1.0 if measure.startswith("ToW") else 100.0
+    tested = [(row, *_tested(each, most)) for row, each in compared if each]
+    return _judged(part, measure, best.method if best else "", tested, cfg)
+
+
+def best_of(part: list[Row], measure: str) -> Row | None:
+    """The method with the best mean, of those that have retrain's seeds and no broken model; None of fewer than two."""
+    reference = reference_of(part)
+    fit = [row for row in methods_of(part) if measure in row.values and not row.collapsed
+           and row.values[measure].keys() == reference.values["retain"].keys() and row.pairs[0].method != "retrain"]
+    return max(fit, key=lambda row: row.numbers[measure].mean) if len(fit) > 1 else None
+
+
+def _tested(each: Mapping[Hashable, float], most: float) -> tuple[Paired, tuple[Hashable, ...]]:
+    return statistics.paired(list(each.values()), most=most), tuple(sorted(each))
+
+
+def _judged(part: list[Row], measure: str, against: str, found: list[tuple[Row, Paired, tuple[Hashable, ...]]],
+            cfg: FilterConfig, floor: float | None = None) -> list[Contrast]:
+    """The verdicts, with Holm over the methods.
+
+    Equivalence is not claimed where two retrains are farther apart than delta: nothing could show it.
+    """
+    delta = delta_of(measure, cfg)
+    adjusted = statistics.holm([paired.p for _, paired, _ in found])
+    tests = sum(p is not None for p in adjusted)
+    lines = []
+    for (row, paired, units), p in zip(found, adjusted, strict=True):
+        near, provable = statistics.tost(paired, delta), floor is None or floor <= delta
+        word = statistics.verdict(p, near if provable else None)
+        needed = None
+        if word == UNDECIDED:
+            needed = statistics.seeds_to_decide(paired, delta if provable else None, (1 - statistics.LEVEL) / tests)
+        lines.append(Contrast(part[0].setting, measure, row.method, against, paired, p, delta, near, floor, word, needed,
+                              units))
+    return lines
+
+
+def _by_request(row: Row) -> dict[str, dict[int, Pair]]:
+    found: dict[str, dict[int, Pair]] = {}
+    for pair in row.pairs:
+        found.setdefault(pair.setting.key, {})[pair.seed] = pair
+    return found
+
+
+def _apart(reference: Row, measure: str) -> float | None:
+    """Mean |difference| of a measure between two retrains of one forget set, in points; None of one retrain."""
+    found = []
+    for there in _by_request(reference).values():
+        if len(there) > 1 and same_forget_set(there.values()):
+            values = [pair.metrics[measure] for pair in there.values()]
+            if None not in values:
+                pairs = statistics.upper(statistics.pairwise(values, values, lambda a, b: abs(a - b)))
+                found.append(sum(pairs) / len(pairs))
+    return sum(found) / len(found) if found else None
+
+
+def _excess(row: Row, reference: Row, measure: str) -> tuple[Paired, tuple[Hashable, ...]] | None:
+    """Of one forget set the jackknife over seeds; of several requests the t-test over them, each with its own excess."""
+    distance, ours, theirs = DISTANCES[measure], _by_request(row), _by_request(reference)
+    each: dict[Hashable, tuple[Paired, tuple[Hashable, ...]]] = {}
+    for request, there in ours.items():
+        retrained = theirs.get(request, {})
+        seeds = sorted(there.keys() & retrained.keys())
+        own, ref = ([side[seed].metrics for seed in seeds] for side in (there, retrained))
+        whole = not measure.startswith(NEEDS_ATTACK) or all(found["MIA"] is not None for found in (*own, *ref))
+        if len(seeds) > 1 and whole and same_forget_set(retrained[seed] for seed in seeds):
+            over = statistics.excess(statistics.pairwise(own, ref, distance), statistics.pairwise(ref, ref, distance))
+            each[request] = over, tuple(seeds)
+    if len(ours) == 1:
+        return next(iter(each.values()), None)
+    means = {request: paired.mean for request, (paired, _) in each.items()}
+    return _tested(means, 100.0) if means else None
+
+
+# ------------------------------------------------------------------------------------------------------------------- headroom
+
+
+def no_room(part: list[Row], study: Study, cfg: FilterConfig) -> str:
+    """Why the forget set cannot tell methods apart: the untouched original is already like retrain; "" where it is not.
+
+    Either its mean distance lies within the range of the floor, and neither its excess over the floor nor a paired test of
+    its forget accuracy (or MIA) tells it from retrain; or it lies within delta of retrain in all that the headline measure is
+    made of.
+    """
+    raw = next((row for row in methods_of(part) if row.pairs[0].method == "raw"), None)
+    if raw is None:
+        return ""
+    alone = [row for row in part if row is raw or row.is_reference]
+    over = with_floor(alone, study.headline, cfg)
+    first = with_retrain(alone, study.shown[0], cfg)
+    floor = next((row.numbers.get(study.headline) for row in part if row.method == FLOOR), None)
+    if over and first and floor is not None and not any(c.verdict.startswith(DIFFERENT) for c in (*over, *first)):
+        own, least = 1 - floor.mean + over[0].found.mean, floor.ends[0] if floor.ends else floor.mean
+        if own <= 1 - least:
+            return (f"the original itself is as near to retrain as retrains are to one another (1 - {study.headline}: "
+                    f"{own:.3f}; they {1 - floor.mean:.3f}, at most {1 - least:.3f})")
+    parts = [first, *(with_retrain(alone, name, cfg) for name in ("retain", "test"))]
+    if all(found and _near(found[0]) for found in parts):
+        return f"the original itself lies within delta of retrain ({delta_of(study.shown[0], cfg):g} points)"
+    return ""
+
+
+def _near(contrast: Contrast) -> bool:
+    if contrast.found.n == 1:
+        return abs(contrast.found.mean) <= contrast.delta
+    return contrast.verdict in (EQUIVALENT, WITHIN)
+
+
+# --------------------------------------------------------------------------------------------------------------------- output
+
+
+def of_setting(part: list[Row], study: Study, cfg: FilterConfig) -> list[Contrast]:
+    """Every comparison of one setting's rows, for the CSV."""
+    best = None if no_room(part, study, cfg) else best_of(part, study.headline)
+    distances = (study.headline, MEAN_GAP)
+    return [*(c for name in study.measures for c in with_retrain(part, name, cfg)),
+            *(c for name in distances for c in with_floor(part, name, cfg)),
+            *(c for name in distances for c in with_best(part, name, cfg, best))]
+
+
+def csv_of(found: Iterable[Contrast]) -> list[list[Any]]:
+    """A line a comparison, full precision; p and interval are empty with one seed."""
+    lines: list[list[Any]] = [["setting", "measure", "method", "against", "n", "mean", "sd", "low", "high", "p", "p_holm",
+                               "delta", "p_tost", "floor", "verdict", "seeds_to_decide", "seeds"]]
+    for c in found:
+        ends = c.found.ends or (None, None)
+        lines.append([c.setting, c.measure, c.method, c.against, c.found.n, c.found.mean, c.found.sd, *ends, c.found.p,
+                      c.p_holm, c.delta, c.p_tost, c.floor, c.verdict, c.needed, " ".join(map(str, c.units))])
+    return lines
+
+
+def words(contrast: Contrast | None) -> str:
+    """``+1.54 undecided (12)``: the difference, its verdict, the seeds that would decide."""
+    if contrast is None:
+        return "-"
+    digits = 3 if "ToW" in contrast.measure else 2
+    told = contrast.verdict
+    if told == UNDECIDED:
+        told += f" ({contrast.needed})" if contrast.needed else ""
+    return f"{contrast.found.mean:+.{digits}f} {told}".rstrip()
+
+
+def texts(part: list[Row], study: Study, cfg: FilterConfig, grid: Grid) -> list[str]:
+    """Lines: the small tables under a setting's own; instead of them why there are none."""
+    names = {row.method: row.told for row in methods_of(part)}
+    found = of_setting(part, study, cfg)
+    if not any(contrast.found.n > 1 for contrast in found):
+        return note("one seed: differences cannot be judged; runs of other seeds are needed.") if found else []
+    over, tests = f"1 - {study.headline}", {(c.method, c.measure, c.against): c for c in found}
+    columns = [*((name, RETRAIN) for name in study.shown), (over, NOTHING)]
+    columns = [column for column in columns if any((method, *column) in tests for method in names)]
+    heads = [f"{name} over the floor" if against == NOTHING else name for name, against in columns]
+    body = [["method - retrain", *heads], *([told, *(words(tests.get((method, *column))) for column in columns)]
+                                            for method, told in names.items())]
+    lines = [*grid(body), "", *_legend([c for c in found if (c.measure, c.against) in columns], cfg)]
+    against = [c for c in found if c.measure == study.headline and c.against not in (RETRAIN, NOTHING)]
+    if against:
+        head = [f"method - best ({names[against[0].against]})", "n", study.headline, "95 %", "p, Holm", "verdict"]
+        lines += [*grid([head, *(_line(c, names[c.method]) for c in against)]), "",
+                  *note(f"the best of {len(names)} methods by these same seeds: of equal ones one always looks best; confirm "
+                        "it on fresh seeds.")]
+    return lines
+
+
+def _line(c: Contrast, told: str) -> list[str]:
+    low, high = c.found.ends or (None, None)
+    ends = "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
+    return [told, str(c.found.n), f"{c.found.mean:+.3f}", ends, "-" if c.p_holm is None else f"{c.p_holm:.3f}",
+            c.verdict + (f" ({c.needed})" if c.needed else "")]
+
+
+def _legend(found: list[Contrast], cfg: FilterConfig) -> list[str]:
+    """What the verdicts rest on."""
+    number = len({c.method for c in found})
+    told = (f"paired t-tests at 5 %, Holm over {number} method{'s'[: number - 1]}; equivalent: within delta ({cfg.delta:g} "
+            f"point{'s' if cfg.delta != 1 else ''}, ToW {cfg.delta_tow:g}) by TOST; in brackets the seeds that would decide.")
+    blocked = {c.measure: c.floor for c in found if c.floor is not None and c.floor > c.delta}
+    apart = ", ".join(f"{name} {floor:.2f}" for name, floor in blocked.items())
+    return note(told, "") + (note(f"two retrains differ by more than delta ({apart}): there equivalence cannot be shown.")
+                             if blocked else [])

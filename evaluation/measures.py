@@ -1,0 +1,119 @@
+"""Numbers of one run beside its retrain: its own metrics, its distance to retrain, its cost, what other images would change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation import accuracy, separation, statistics, tow
+from evaluation.accuracy import load_outputs, remaining
+from evaluation.pairs import Pair, needs_scores
+
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
+
+
+def domain_of(name: str) -> statistics.Domain:
+    """Least and largest value that a measure can have."""
+    if name.startswith("seconds"):
+        return 0.0, math.inf
+    if name == "AUC_difference":
+        return -100.0, 100.0
+    return SHARE if name.startswith("ToW") else PERCENT
+
+
+def shares(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracies and MIA efficacy as shares, for ToW."""
+    names = ("forget", "retain", "test", "MIA")
+    return {"mia" if name == "MIA" else name: metrics[name] / 100 for name in names if metrics[name] is not None}
+
+
+def measures(pair: Pair) -> dict[str, float]:
+    """Every number of one run: its own metrics, its distance to retrain, its cost."""
+    own, ref = pair.metrics, pair.reference
+    numbers = {name: own[name] for name in ("forget", "retain", "val", "test", "UA", "RA", "TA", "MIA", "privacy")
+               if own.get(name) is not None}
+    numbers |= {f"MIA_{feature}": value for feature, value in own["mia"]["forget"].items()}
+    numbers |= {f"AUC_{feature}": value for feature, value in own["mia"]["auc"].items()}
+    numbers |= apart(pair)
+    numbers["ToW"] = tow.tow(shares(own), shares(ref))
+    if own["MIA"] is not None and ref["MIA"] is not None:
+        numbers["ToW-MIA"] = tow.tow_mia(shares(own), shares(ref))
+        numbers["Avg. gap"] = tow.average_gap(own, ref)
+    ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
+    counted = {"forget": slice(None), "test": remaining(ours, pair.run.record["whole_classes"])}
+    for part, rows in counted.items():
+        a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
+        if torch.isfinite(a).all() and torch.isfinite(b).all():
+            numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
+    if (distance := margin_distance(ours, theirs)) is not None:
+        numbers["KS_forget"] = distance
+    spent, scores = pair.run.record["seconds"], pair.run.record.get("scores", {})
+    numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
+    numbers["seconds_scores"] = scores["seconds"] if needs_scores(pair.run) else 0.0
+    numbers["seconds_total"] = numbers["seconds"] + numbers["seconds_scores"]
+    return numbers | by_group(pair, ours)
+
+
+def apart(pair: Pair) -> dict[str, float]:
+    """What stands beside the membership attack, in percent: its Monte-Carlo error, forget against test without a threshold."""
+    own, ref = pair.metrics, pair.reference
+    found = {name: own[name] for name in ("AUC_forget", *separation.LEVELS) if isinstance(own[name], float)}
+    found |= {f"AUC_forget_{feature}": value for feature, value in own["mia"]["auc_forget"].items() if feature != "confidence"}
+    if "AUC_forget" in found and ref["AUC_forget"] is not None:
+        found["AUC_difference"] = found["AUC_forget"] - ref["AUC_forget"]
+    error = own["mia"].get("error", {}).get("forget", {}).get("confidence")
+    return found if error is None else found | {"MIA_error": error}
+
+
+def margin_distance(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float | None:
+    """KS_forget of two runs' outputs in percent; None where one is not finite, or where they forget other examples."""
+    there = [outputs["forget_logits"] for outputs in (ours, theirs)]
+    same = np.array_equal(ours["forget_index"], theirs["forget_index"])
+    if not same or not all(np.isfinite(logits).all() for logits in there):
+        return None
+    return 100 * separation.margin_distance(*(accuracy.outputs_of(outputs, "forget") for outputs in (ours, theirs)))
+
+
+def by_group(pair: Pair, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """acc_<group> and MIA_<group>, in percent, of every group of the forget set; ``outputs`` are the run's."""
+    if not pair.groups or pair.metrics["MIA"] is None:  # a model whose outputs are not finite has no attack
+        return {}
+    right = outputs["forget_logits"].argmax(1) == outputs["forget_labels"]
+    gone = accuracy.nonmembers(outputs, tuple(pair.run.record["whole_classes"]), pair.attack, pair.seed)
+    found: dict[str, float] = {}
+    for name, index in pair.groups.items():
+        rows = np.isin(outputs["forget_index"], index)
+        assert rows.sum() == len(index), f"{pair.run.folder}: examples of the group {name} are not among the outputs"
+        found |= {f"acc_{name}": 100 * float(right[rows].mean()), f"MIA_{name}": 100 * float(gone[rows].mean())}
+    return found
+
+
+def images_error(pair: Pair) -> dict[str, float]:
+    """Standard error of one model's numbers from the sample of images alone, in their unit: what other images would change.
+
+    Binomial for shares; for ToW the bootstrap over the images of each part, those of the model and of its retrain together.
+    """
+    ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
+    counted = remaining(ours, pair.run.record["whole_classes"])
+    changes: dict[str, tuple[int, int, int]] = {}
+    found: dict[str, float] = {}
+    for part in ("forget", "retain", "val", "test"):
+        if f"{part}_labels" not in ours:
+            continue
+        rows = counted if part == "test" else slice(None)
+        own, ref = (_right(outputs, part)[rows] for outputs in (ours, theirs))
+        found[part] = 100 * statistics.share_error(float(own.mean()), len(own))
+        if part != "val":
+            changes[part] = int((own & ~ref).sum()), int((ref & ~own).sum()), int((own == ref).sum())
+    if pair.metrics["MIA"] is not None:
+        found["MIA"] = 100 * statistics.share_error(pair.metrics["MIA"] / 100, len(ours["forget_labels"]))
+    return found | {"ToW": statistics.tow_error(changes)}
+
+
+def _right(outputs: Mapping[str, np.ndarray], part: str) -> np.ndarray:
+    logits = outputs[f"{part}_logits"]
+    return (np.nan_to_num(logits).argmax(1) == outputs[f"{part}_labels"]) & np.isfinite(logits).all(1)

@@ -1,0 +1,193 @@
+"""A row is a method under one setting over its seeds: which runs share one, what it is called, its means and intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from evaluation import statistics, tow
+from evaluation.accuracy import load_outputs
+from evaluation.measures import domain_of, images_error, margin_distance, measures, shares
+from evaluation.pairs import Pair, is_plan, name_of, needs_scores
+from evaluation.settings import Setting
+from evaluation.statistics import Number
+from utils import BadInput, Saved
+
+FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
+MEAN_GAP, GAP_MEANS = "Avg. gap", "gap of means"  # of single runs, averaged over seeds; of averages over seeds, as published
+
+
+@dataclasses.dataclass
+class Row:
+    """A method under one setting over its seeds.
+
+    method: its name and what tells it from others of that name; variant: all that its runs have in common, as JSON.
+    numbers: means over seeds with their intervals; of the floor the mean over pairs of retrains, the least and the most.
+    values: measure -> seed (or request) -> number, what the means are of.
+    images: measure -> standard error of one model's number from the sample of images alone.
+    """
+
+    setting: str
+    method: str
+    variant: str
+    pairs: list[Pair]
+    numbers: dict[str, Number]
+    values: dict[str, dict[Hashable, float]] = dataclasses.field(default_factory=dict)
+    images: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def place(self) -> Setting:
+        return self.pairs[0].setting
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the retrain that the setting's runs are compared with."""
+        return self.method != FLOOR and self.pairs[0].is_reference
+
+    @property
+    def collapsed(self) -> int:
+        """How many of its runs are broken models."""
+        return sum(bool(pair.run.record.get("collapsed")) for pair in self.pairs) if self.method != FLOOR else 0
+
+    @property
+    def told(self) -> str:
+        """The method, and that its low forget accuracy is no forgetting where a run collapsed."""
+        every = "collapsed" if self.collapsed == len(self.pairs) else f"{self.collapsed} of {len(self.pairs)} collapsed"
+        return f"{self.method} [{every}]" if self.collapsed else self.method
+
+    def missing(self, name: str) -> str | None:
+        """Why a run has no such metric, where its record says so."""
+        reasons = [pair.metrics.get(name) for pair in self.pairs]
+        return next((reason for reason in reasons if isinstance(reason, str)), None)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({pair.seed for pair in self.pairs})
+
+    @property
+    def units(self) -> list[Hashable]:
+        """What the means are over: seeds, or requests."""
+        return sorted(self.values.get("retain", {}))
+
+    def others_seeds(self, part: list[Row]) -> bool:
+        """Whether its means are over other seeds (or requests) than those of the setting's reference."""
+        reference = next((row for row in part if row.is_reference), None)
+        return reference is not None and self.method != FLOOR and self.units != reference.units
+
+
+def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
+    """One row a method and setting, means and intervals over seeds; then the retrain-vs-retrain floor of each setting."""
+    grouped: dict[tuple[str, str], list[Pair]] = {}
+    for pair in found:
+        grouped.setdefault((pair.setting.label, _variant(pair.run)), []).append(pair)
+    for (setting, _), members in grouped.items():
+        seeds = [pair.seed for pair in members]
+        if len(set(seeds)) < len(seeds):
+            raise BadInput(f"{setting}, {members[0].method}: several runs of one seed cannot be told apart: "
+                           f"{', '.join(str(p.run.folder) for p in members)}; keep one, or filter")
+    labels = labels_of(grouped)
+    table = [_row(*key, labels[key], members, level) for key, members in grouped.items()]
+    table.sort(key=lambda row: (row.setting, not row.is_reference, row.pairs[0].method != "raw", row.method))
+    found_rows = []
+    for setting in dict.fromkeys(row.setting for row in table):
+        part = [row for row in table if row.setting == setting]
+        found_rows += [*part, *_floor(next((row for row in part if row.is_reference), None))]
+    return found_rows
+
+
+def _row(setting: str, variant: str, label: str, members: list[Pair], level: float) -> Row:
+    each = [measures(pair) for pair in members]
+    # a mean over some of the seeds would stand beside means over others
+    names = [name for name in each[0] if all(name in own for own in each)]
+    values = {name: {pair.seed: own[name] for pair, own in zip(members, each, strict=True)} for name in names}
+    numbers = {name: statistics.interval(list(there.values()), domain_of(name), level) for name, there in values.items()}
+    if MEAN_GAP in numbers:
+        numbers[GAP_MEANS] = Number(gap_of_means(members), None, len(members))
+    errors = [images_error(pair) for pair in members]
+    shared = [name for name in errors[0] if all(name in own for own in errors)]
+    images = {name: math.fsum(own[name] for own in errors) / len(errors) for name in shared}
+    return Row(setting, label, variant, members, numbers, values, images)
+
+
+def gap_of_means(members: list[Pair]) -> float:
+    """Mean |difference| of UA, RA, TA and MIA, each averaged over the seeds first: the published "Avg. gap", in points."""
+    own, ref = ({name: math.fsum(metrics[name] for metrics in side) / len(members) for name in ("UA", "RA", "TA", "MIA")}
+                for side in ([pair.metrics for pair in members], [pair.reference for pair in members]))
+    return tow.average_gap(own, ref)
+
+
+def same_forget_set(members: Iterable[Pair]) -> bool:
+    """Whether all seeds forget the same examples; proxies of each seed's own original choose others."""
+    return len({pair.run.record["split_key"] for pair in members}) == 1
+
+
+def _floor(reference: Row | None) -> Iterable[Row]:
+    """What chance alone costs: means over the pairs of retrained models, from the least to the most.
+
+    None of one retrain, nor where every seed forgets other examples: two retrains would then be about two questions. The
+    floor of the gap of means over n seeds is that of single runs over sqrt(n), as the spread of a mean.
+    """
+    if reference is None or len(reference.pairs) < 2 or not same_forget_set(reference.pairs):
+        return
+    metrics = [pair.metrics for pair in reference.pairs]
+    found = {"ToW": tow.noise_floor([shares(own) for own in metrics], tow.tow)}
+    if all(own["MIA"] is not None for own in metrics):
+        found["ToW-MIA"] = tow.noise_floor([shares(own) for own in metrics], tow.tow_mia)
+        found[MEAN_GAP] = tow.noise_floor(metrics, tow.average_gap)
+    outputs = [load_outputs(pair.run.folder) for pair in reference.pairs]
+    apart = [margin_distance(*both) for both in itertools.combinations(outputs, 2)]
+    if None not in apart:
+        found["KS_forget"] = apart
+    numbers = {name: Number(float(np.mean(values)), (min(values), max(values)) if len(values) > 1 else None, len(values))
+               for name, values in found.items()}
+    if MEAN_GAP in numbers:
+        mean, _, count = numbers[MEAN_GAP]
+        numbers[GAP_MEANS] = Number(mean / math.sqrt(len(reference.pairs)), None, count)
+    yield Row(reference.setting, FLOOR, "", reference.pairs, numbers)
+
+
+def _variant(run: Saved) -> str:
+    """Name, settings, mask and all else that must be equal in runs that are averaged over, as JSON."""
+    record = run.record
+    made = record.get("mask", {})
+    cfg, density = _plan_settings(record["plan"]) if is_plan(run) else (record["settings"]["cfg"], made.get("density"))
+    cfg = cfg | {name: run.setting(name) for name in ("batch_size", "aug")}
+    rest = {name: run.setting(name) for name in ("mask_mode", "rum_retain", "precision", "device", "compile", "deterministic")}
+    rest["saliency_mode"] = made.get("saliency_mode")
+    if is_plan(run):
+        rest["after"] = record["request"]["earlier"][:6]
+    if needs_scores(run):
+        rest["by"] = record["scores"].get("name")
+        # proxies differ by seed
+        rest["file"] = record["scores"].get("sha256", "")[:6] if rest["by"] == "memorization" else None
+    return json.dumps([name_of(run), cfg, density, rest])
+
+
+def _plan_settings(plan: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Those of the one method that takes every step, and its mask's density; else each step's under its group's name."""
+    steps = plan["steps"]
+    if all((step["cfg"], step["density"]) == (steps[0]["cfg"], steps[0]["density"]) for step in steps):
+        return steps[0]["cfg"], steps[0]["density"]
+    return {f"{step['group']}.{name}": value for step in steps
+            for name, value in {**step["cfg"], "density": step["density"]}.items()}, None
+
+
+def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(setting, variant) -> method's name, with the hyper-parameters that tell several variants in one setting apart."""
+    labels = {}
+    keys = [(setting, variant, json.loads(variant)) for setting, variant in grouped]
+    for setting, variant, (name, cfg, density, rest) in keys:
+        rivals = [theirs for s, _, theirs in keys if s == setting and theirs[0] == name]
+        # originals of other seeds may have given retrain other defaults; those are in the setting
+        told = [f"{k}={cfg[k]}" for k in cfg if any(r[1].get(k) != cfg[k] for r in rivals)]
+        if density is not None:
+            told.insert(0, f"mask {density:g}")
+        told += [f"{k} {rest[k]}" for k in rest if any(r[3].get(k) != rest[k] for r in rivals)]
+        labels[setting, variant] = f"{name} ({', '.join(told)})" if told else name
+    return labels
