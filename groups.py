@@ -7,15 +7,13 @@ a chunk of the entanglement experiment for each.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sources.arrays import UNREADABLE
-from sources.scores import POLARITY, PROXIES, arrays_of, open_scores, read_scores
-from utils import BadInput, Config, hp, read_record, sha256
+from sources.scores import POLARITY, PROXIES, arrays_in, read_scores
+from utils import BadInput, Config, hp, read_record, read_whole_numbers, reading, sha256
 
 LEVELS = ("low", "mid", "high")
 LAST_SEED = 2**32 - 1  # of numpy's RandomState, by which the published code cuts and draws
@@ -34,7 +32,8 @@ class ForgetConfig(Config):
                                        digest=False)
     class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
                                            low=-1, digest=False)
-    forget_index: str | None = hp(None, "file (.npy, .json, .npz) with the training indices to forget", digest=False)
+    forget_index: str | None = hp(None, "file with the training indices to forget: .npy, .npz, .json, or text with one "
+                                  "a line", digest=False)
     mem: str | None = hp(None, "the N least (low), half (mid) or most (high) memorized examples, or a third of each (mix)",
                          choices=(*LEVELS, "mix"), digest=False)
     mem_proxy: str | None = hp(None, "go by this proxy instead of memorization (es: by measured entanglement)",
@@ -185,13 +184,13 @@ def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.ndarray]:
     """The ``size`` examples of each chunk that are nearest to the centroid."""
-    with open_scores(Path(cfg.scores)) as file:
-        names = ["group", "distance", "levels", "chunk_es"]
-        missing = set(names) - set(file.files)
-        if missing:
-            raise BadInput(f"{cfg.scores} holds no chunks ({', '.join(sorted(missing))} missing); make them: python "
-                           "main_memorization.py --score es")
-        group, distance, levels, measured = arrays_of(file, Path(cfg.scores), names)
+    names = ["group", "distance", "levels", "chunk_es"]
+    found, _ = arrays_in(Path(cfg.scores), names)
+    missing = set(names) - set(found)
+    if missing:
+        raise BadInput(f"{cfg.scores} holds no chunks ({', '.join(sorted(missing))} missing); make them: python "
+                       "main_memorization.py --score es")
+    group, distance, levels, measured = (found[name] for name in names)
     count = np.size(measured)
     whole = {group.shape, distance.shape} == {pool.y.shape} and np.isin(levels, np.arange(count)).all()
     if not whole or len(np.unique(levels)) != len(LEVELS):
@@ -265,18 +264,10 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
 
 
 def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:
-    try:
-        if path.suffix == ".json":
-            read = np.asarray(json.loads(path.read_text()))
-        else:
-            read = np.load(path, allow_pickle=False)
-            if isinstance(read, np.lib.npyio.NpzFile):
-                read = read["forget"]
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read --forget_index {path}: {error}; it takes .npy, .json, or .npz with 'forget'") from None
-    if read.ndim != 1 or not len(read) or not np.issubdtype(read.dtype, np.integer):
-        raise BadInput(f"--forget_index {path}: need a list of one or more whole numbers; got {read.dtype} {read.shape}")
-    gone = np.unique(read).astype(np.int64)
+    with reading(f"cannot read --forget_index {path}", "it takes training indices: .npy, .npz with 'forget', a .json list, or "
+                 "text with one a line"):
+        read = read_whole_numbers(path, "forget")
+    gone = np.unique(read)
     if len(gone) < len(read):
         raise BadInput(f"--forget_index {path}: {len(read) - len(gone)} indices are there more than once")
     if gone[0] < 0 or gone[-1] >= total:

@@ -14,9 +14,8 @@ from torch import nn
 from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
-from sources.arrays import UNREADABLE
 from trainer import predict
-from utils import BadInput, Config, Run, Runtime, hp
+from utils import UNREADABLE, BadInput, Config, Run, Runtime, hp
 
 PARTS = ("retain", "forget", "val", "test")
 # metric -> (unit, healthy direction, meaning); the README's table

@@ -14,9 +14,8 @@ from evaluation.accuracy import EvaluationConfig, metrics_of
 from evaluation.settings import Setting, departures, pairing, places, told_apart
 from groups import LEVELS
 from models.originals import STAGES
-from sources.arrays import UNREADABLE
 from sources.scores import PROXIES
-from utils import BadInput, Saved, find_runs, hp, sha256
+from utils import UNREADABLE, BadInput, Saved, find_runs, hp, sha256
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}

@@ -18,9 +18,8 @@ from evaluation.rows import Row, labels_of
 from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
-from sources.arrays import UNREADABLE
 from sources.scores import POLARITY, RECORDED, read_scores
-from utils import BadInput, Saved, find_runs, read_record
+from utils import UNREADABLE, BadInput, Saved, find_runs, read_record
 
 WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about groups"}
 

@@ -19,8 +19,7 @@ from dataset import Data, DataConfig
 from evaluation import mia
 from memorization.engines import Recipe, Setup, Trained, naming
 from models import ModelConfig
-from sources.arrays import UNREADABLE
-from utils import BadInput, Runtime, digest_of, hp, say, shown, write_atomic
+from utils import UNREADABLE, BadInput, Runtime, digest_of, hp, load_arrays, reading, say, shown, write_atomic
 
 PARTS = ("train", "test")
 FORM = 1  # of the models' files
@@ -261,11 +260,11 @@ def _float16(values: Tensor) -> np.ndarray:
 
 
 def _read_subsets(path: Path, count: int, total: int) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            masks = file["masks"]
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read --subsets {path}: {error}; it takes an npz with bool 'masks' [models, images]") from None
+    advice = "it takes an npz with bool 'masks' [models, images]"
+    with reading(f"cannot read --subsets {path}", advice):
+        masks = load_arrays(path, ["masks"])[0].get("masks")
+    if masks is None:
+        raise BadInput(f"--subsets {path} holds no 'masks'; {advice}")
     if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != total:
         raise BadInput(f"--subsets {path}: need bool masks [models, {total}]; got {masks.dtype} {list(masks.shape)}")
     if len(masks) < count:

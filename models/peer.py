@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.layers import Classifier, Normalize
 from models.registry import ARCHS, Arch, build_empty
-from utils import BadInput, Mask
+from utils import BadInput, Mask, open_regular
 
 State = dict[str, Tensor]
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
@@ -166,13 +166,13 @@ def read_safely(path: Path) -> Any:
     Raises:
         BadInput: the file is missing, empty, unreadable, damaged, not torch's, or holds other pickled objects.
     """
-    if not path.is_file():
-        raise BadInput(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a checkpoint file")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist; give a checkpoint file") from error
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+        raise BadInput(f"cannot read {path}: {error.strerror}; give a checkpoint file") from error
     if empty:
         raise BadInput(f"{path} is empty; copy it again or train anew")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from pruner import magnitude, synflow
-from utils import BadInput, Config, Mask, hp, say, sha256
+from utils import BadInput, Config, Mask, hp, open_regular, reading, say, sha256
 
 PUBLISHED_RATE, DIGITS = 0.95, 12  # shares are rounded, so that --rate and --sparsity of one plan meet in one folder
 
@@ -107,8 +107,9 @@ class Plan:
         prunes = times - 1 if cfg.sparsity is not None else 1
         shares = tuple(round((1 - taken) ** (number / max(1, prunes)), DIGITS) for number in range(times))
         file = cfg.rewind_pth
-        if file is not None and not Path(file).is_file():
-            raise BadInput(f"--rewind_pth {file}: no such file; the folder of a dense round holds rewind.pt")
+        if file is not None:
+            with reading(f"--rewind_pth {file}", "the folder of a dense round holds rewind.pt"):
+                open_regular(Path(file)).close()
         plan = cls(shares, cfg.prune_type, cfg.rewind_epoch, cfg.rewind_schedule, cfg.random_prune, cfg.prune_scope,
                    None if file is None else sha256(Path(file)))
         plan._check(epochs, schedule)

@@ -6,8 +6,10 @@ change. Files are read where they lie and never moved, no image is dropped, and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,17 @@ TOLERANCE = 0.002  # between published and recomputed statistics, which agree wi
 SOURCES: Registry[Source] = Registry("data set")
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """That the system keeps a folder or a file from us is told in one line, wherever a reader meets it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise BadInput(f"cannot read {error.filename}: {error.strerror}; name another --data, or get the right to read this "
+                       "one") from None
+
+
+@_told()
 def load(name: str, root: Path, *, download: bool = True, any_size: bool = False) -> Arrays:
     """Read a data set from ROOT/<name>.npz, else from its published files, which are then kept as that npz.
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils import BadInput
+from utils import BadInput, load_arrays, reading
 
 PARTS = ("x_train", "y_train", "x_test", "y_test")
-# what numpy and pickle raise on a file that is cut off, foreign, or too large for the memory
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError, ImportError, MemoryError,
-              OverflowError, NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
 
 
 class Absent(BadInput):
@@ -69,10 +63,6 @@ class Source:
     embedded: bool = False
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of each channel, of pixels in [0, 1]; ``x``: uint8 [N, H, W, C].
 
@@ -96,19 +86,13 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) 
     Raises:
         BadInput: no whole npz, a required key missing, or an array that only a pickle could give.
     """
-    try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("not a whole npz file")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as found:
-                absent = [key for key in required if key not in found]
-                if absent:
-                    raise ValueError(f"no {' '.join(absent)} in it, only {' '.join(found.files) or 'nothing'}")
-                return {key: found[key] for key in (*required, *optional) if key in found}
-    except UNREADABLE as error:
-        raise BadInput(f"{path} cannot be read ({one_line(error)}); put a whole npz with {' '.join(required)} (plain "
-                       "arrays) there, or delete it to read other published files") from error
+    with reading(f"{path} cannot be read", f"put a whole npz with {' '.join(required)} (plain arrays) there, or delete it to "
+                 "read other published files"):
+        found, names = load_arrays(path, (*required, *optional))
+        absent = [key for key in required if key not in found]
+        if absent:
+            raise ValueError(f"no {' '.join(absent)} in it, only {' '.join(filter(None, names)) or 'an array without a name'}")
+        return found
 
 
 def checked(arrays: Arrays, source: Source, origin: str) -> Arrays:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sources.arrays import UNREADABLE, Absent, Arrays, checked_labels, one_line, read_npz
+from sources.arrays import Absent, Arrays, checked_labels, read_npz
 from sources.pickled import load_plain
-from utils import BadInput
+from utils import UNREADABLE, BadInput, open_regular, reason
 
 SIDE = 64
 TINY_CLASSES, IMAGENET_CLASSES = 200, 1000
@@ -113,12 +113,12 @@ def _picture(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             if picture.size != (SIDE, SIDE):
                 raise ValueError(f"{picture.width} x {picture.height} pixels, not {SIDE} x {SIDE}")
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path} cannot be read ({one_line(error)}); unpack the archive again") from error
+        raise BadInput(f"{path} cannot be read ({reason(error)}); unpack the archive again") from error
 
 
 def read_imagenet64(root: Path, download: bool) -> Arrays:

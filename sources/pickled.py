@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sources.arrays import UNREADABLE, one_line
-from utils import BadInput
+from utils import UNREADABLE, BadInput, open_regular, reason
 
 
 def load_plain(path: Path) -> Any:
@@ -19,10 +18,10 @@ def load_plain(path: Path) -> Any:
         BadInput: the file asks for anything else (refused before it is called), is cut off, or is no pickle.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _PlainUnpickler(file, encoding="latin1").load()
     except UNREADABLE as error:
-        raise BadInput(f"{path} cannot be read safely ({one_line(error)}); put the official file there") from error
+        raise BadInput(f"{path} cannot be read safely ({reason(error)}); put the official file there") from error
 
 
 def _latin1(text: str, encoding: str) -> bytes:

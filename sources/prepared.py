@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sources.arrays import PARTS, UNREADABLE, Arrays, Source, checked, one_line, read_npz
-from utils import BadInput, write_atomic
+from sources.arrays import PARTS, Arrays, Source, checked, read_npz
+from utils import UNREADABLE, BadInput, open_regular, reason, write_atomic
 
 ABOUT = "about.npy"  # a JSON text beside the arrays
 
@@ -50,7 +50,7 @@ def known(path: Path) -> dict[str, Any]:
     member must be those that were noted when the hashes were. (Reading a member compares its checksum with its content.)
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(ABOUT) as file:
+        with open_regular(path) as content, zipfile.ZipFile(content) as archive, archive.open(ABOUT) as file:
             about = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
             whole = about["members"] == _members(archive) and len(about["sha256"]) == 2 and "made_from" in about
     except UNREADABLE:
@@ -90,7 +90,7 @@ def write_prepared(arrays: Arrays, path: Path, made_from: str) -> None:
     try:
         write_atomic(path, write)
     except BadInput as error:
-        warnings.warn(f"{path} could not be written ({one_line(error.__cause__ or error)}); the data were read, but "
+        warnings.warn(f"{path} could not be written ({reason(error.__cause__ or error)}); the data were read, but "
                       "the next load reads the published files again", stacklevel=3)
 
 

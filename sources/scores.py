@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sources.arrays import UNREADABLE
-from utils import BadInput, Saved, find_runs
+from utils import BadInput, Saved, find_runs, load_arrays, reading
 
 # +1: larger values go with memorization, -1: smaller ones do; entanglement (es) is about groups and orders no examples
 POLARITY = {"memorization": 1, "confidence": -1, "max_conf": -1, "entropy": 1, "bi_acc": -1, "ho_ret": 1, "loss_curvature": 1,
@@ -30,21 +29,14 @@ SLACK = 1e-4  # by which rounding may lead out of them
 WHOLE = ("forgetting",)  # counts
 
 
-def open_scores(path: Path) -> Any:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read the scores in {path}: {error}; main_memorization.py writes scores.npz") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise BadInput(f"{path} is one array without a name; scores are .npz files with 'memorization', 'tr_mem' or a proxy")
-    return file
-
-
-def arrays_of(file: Any, path: Path, names: list[str]) -> list[np.ndarray]:
-    try:
-        return [np.asarray(file[name]) for name in names]
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read the scores in {path}: {' '.join(str(error).split())}") from None
+def arrays_in(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of the wanted arrays that a file of scores has, and all the names in it (BadInput where it is no such file)."""
+    with reading(f"cannot read the scores in {path}", "main_memorization.py writes scores.npz"):
+        found, names = load_arrays(path, wanted)
+    if "" in found:
+        raise BadInput(f"{path} is a list of numbers without a name, which any score could be; np.savez(FILE, "
+                       "memorization=values) names it: 'memorization', 'tr_mem' or a proxy")
+    return found, names
 
 
 def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None) -> np.ndarray:
@@ -59,13 +51,13 @@ def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_
     Raises:
         BadInput: unreadable, no such score, another length, other labels, another data set.
     """
-    with open_scores(path) as file:
-        wanted = [key for key in (name, PUBLISHED.get(name)) if key in file.files]
-        if not wanted:
-            raise BadInput(f"{path} holds no '{name}' (it has {', '.join(file.files) or 'nothing'})")
-        told = [key for key in ("labels", PUBLISHED["labels"]) if key in file.files]
-        values, *inside = arrays_of(file, path, [wanted[0], *told])
-        key = str(*arrays_of(file, path, ["images_key"])) if "images_key" in file.files else None
+    found, names = arrays_in(path, [*(key for key in (name, PUBLISHED.get(name)) if key), "labels", PUBLISHED["labels"],
+                                    "images_key"])
+    values = next((found[key] for key in (name, PUBLISHED.get(name)) if key in found), None)
+    if values is None:
+        raise BadInput(f"{path} holds no '{name}' (it has {', '.join(names) or 'nothing'})")
+    inside = [found[key] for key in ("labels", PUBLISHED["labels"]) if key in found]
+    key = str(found["images_key"]) if "images_key" in found else None
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
         raise BadInput(f"{path}: '{name}' must be one number for each training image; got {values.dtype} {values.shape}")
     advice = "take the scores of this data set (and the same --classes)"

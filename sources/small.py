@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sources.arrays import Absent, Arrays, Source, one_line
+from sources.arrays import Absent, Arrays, Source
 from sources.pickled import load_plain
 from sources.prepared import read_prepared
-from utils import BadInput
+from utils import BadInput, reason
 
 # CIFAR-100's twenty super-classes in label order, each with its five classes. The fine label of a class is its place in
 # the alphabetical order of all hundred (Krizhevsky, "Learning multiple layers of features from tiny images", 2009).
@@ -154,10 +154,10 @@ def _official(name: str, build: Callable[[], Any], files: Sequence[tuple[Path, s
             for path, md5 in files:
                 if path not in there and not check_integrity(path, md5):
                     path.unlink(missing_ok=True)  # half a file would pass for a damaged one next time
-            raise Absent(f"it could not be fetched and unpacked ({one_line(error)})") from error
+            raise Absent(f"it could not be fetched and unpacked ({reason(error)})") from error
         absent = [path for path, _ in files if not path.exists()]
         if absent:
             raise Absent(f"{absent[0]} is missing") from error
         damaged = [path for path, md5 in files if not check_integrity(path, md5)]
-        why = f"{damaged[0]} is damaged: its checksum is not the published one" if damaged else one_line(error)
+        why = f"{damaged[0]} is damaged: its checksum is not the published one" if damaged else reason(error)
         raise BadInput(f"{name}: {why}; delete it and put the official file in its place") from error

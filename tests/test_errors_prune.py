@@ -45,7 +45,7 @@ rate that takes nothing | imp | {NET} --rewind_epoch 1 --rate 1e-9 | prunes all 
 layer wholly pruned | imp | {NET} --rewind_epoch 1 --rate 0.999 --prune_scope layerwise_conv | leaves 0 of 432 & conv1.weight
 SynFlow that leaves nothing | synflow | {NET} --sparsity 0.9999999 | leaves 0 of the 74160 convolution weights
 SynFlow that prunes nothing | synflow | {NET} --sparsity 0 | leaves 74160 of the 74160 & --sparsity
-rewind file missing | imp | {NET} --rewind_pth no/where.pt | no/where.pt & no such file
+rewind file missing | imp | {NET} --rewind_pth no/where.pt | no/where.pt & No such file
 rewind file of another model | imp | {NET} --rewind_pth {other} | resnet20s & --arch
 rewind file that is no model | imp | {NET} --rewind_pth {junk} | junk.pt
 rewind file that is pruned | imp | {NET} --rewind_pth {pruned} | is pruned itself

@@ -32,7 +32,7 @@ scores file without the score | forget | {ON_RUN} {HIGH} {scores} --mem_proxy ho
     holds no 'ho_ret' & memorization, confidence
 scores of two dimensions | forget | {ON_RUN} {HIGH} {flat_scores} | one number for each training image & (430, 2)
 scores of words | forget | {ON_RUN} {HIGH} {wordy_scores} | one number for each training image
-scores of pickled objects | forget | {ON_RUN} {HIGH} {pickled_scores} | cannot read the scores & allow_pickle
+scores of pickled objects | forget | {ON_RUN} {HIGH} {pickled_scores} | cannot read the scores & Python objects
 labels of pickled objects | forget | {ON_RUN} {HIGH} {pickled_labels} | cannot read the scores
 chunks of pickled objects | forget | {ON_RUN} --group_index 2 {SOME} --scores {pickled_chunks} | cannot read the scores
 # finding them

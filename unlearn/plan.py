@@ -7,7 +7,6 @@ Source: Zhao et al., NeurIPS 2024, arXiv:2406.01257, section 5.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import types
 import typing
@@ -19,7 +18,7 @@ import numpy as np
 from dataset import Data
 from groups import LEVELS, ForgetConfig, refine
 from unlearn.registry import METHODS, Method
-from utils import BadInput, Config, did_you_mean, hp, shown
+from utils import BadInput, Config, did_you_mean, hp, read_json, reading, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
@@ -295,10 +294,8 @@ def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
 
 def read_requests(path: Path, train: np.ndarray) -> list[np.ndarray]:
     """The deletion requests of a file, each int64 ascending; disjoint, of ``train``, but not all of it (else BadInput)."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read --requests {path}: {error}; it is a .json list of lists of training indices") from None
+    with reading(f"cannot read --requests {path}", "it is a .json list of lists of training indices"):
+        content = read_json(path)
     if not isinstance(content, list) or not content or not all(isinstance(r, list) and r for r in content):
         raise BadInput(f"--requests {path}: need a list of one or more lists of training indices")
     seen, found = np.empty(0, np.int64), []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from utils.readers import open_regular
 from utils.words import BadInput, CannotWrite
 
 
@@ -35,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; repeat the run that wrote it with --force") from None

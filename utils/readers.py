@@ -10,7 +10,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,18 +39,16 @@ def reading(what: str, advice: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a file cannot be read, in words that are true of the file; those of other libraries advise what we do not do."""
+    """Why a file cannot be read, in words that are true of the file: what numpy advises is not to be done here."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if "pickle" in text.lower() or isinstance(error, pickle.UnpicklingError):
-        return text if text in (PICKLED, TORCH) else PICKLED
+    if "allow_pickle" in text:
+        return PICKLED
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, (EOFError, struct.error, zipfile.BadZipFile, zlib.error)):
         return f"it is damaged or cut off ({text or type(error).__name__})"
-    if isinstance(error, KeyError):
-        return f"it holds no {text}"
     return text or type(error).__name__
 
 
@@ -89,12 +87,11 @@ def _json(content: bytes) -> Any:
         raise ValueError("it is no text, hence no JSON") from None
 
 
-@contextlib.contextmanager
-def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The arrays of an .npz by name, each read when it is taken; a lone array, from .npy or text, has the name "".
+def load_arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Those of the wanted arrays that an .npz has, and all the names in it; a lone array, from .npy or text, is named "".
 
-    What a file is, its first bytes say and not its name. Text is numbers, one a line or with commas, or a JSON list;
-    it comes as int64 where all are whole, and as a list where JSON holds anything but numbers.
+    What a file is, its first bytes say and not its name. Text is numbers, one a line or with commas, or a JSON list; it comes
+    as int64 where all are whole. JSON of anything else comes as it is.
 
     Raises:
         one of UNREADABLE, to be told by ``reading``; Python objects are never read.
@@ -105,17 +102,17 @@ def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
         if not start:
             raise ValueError("it is empty")
         if start.startswith(b"PK"):
-            if any(name.endswith("data.pkl") for name in zipfile.ZipFile(file).namelist()):
-                raise ValueError(TORCH)
+            with zipfile.ZipFile(file) as archive:
+                if any(name.endswith("data.pkl") for name in archive.namelist()):
+                    raise ValueError(TORCH)
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:
-                yield found
-        elif start.startswith(b"\x93NUMPY"):
-            yield {"": np.load(file, allow_pickle=False)}
-        elif start[:1] == b"\x80":  # how every pickle since protocol 2 begins, old files of torch.save among them
-            raise pickle.UnpicklingError(TORCH if path.suffix in (".pt", ".pth", ".tar") else PICKLED)
-        else:
-            yield {"": _numbers(file.read())}
+                return {name: np.asarray(found[name]) for name in wanted if name in found}, list(found)
+        if start.startswith(b"\x93NUMPY"):
+            return {"": np.load(file, allow_pickle=False)}, [""]
+        if start[:1] == b"\x80":  # how every pickle since protocol 2 begins, old files of torch.save among them
+            raise ValueError(PICKLED)
+        return {"": _numbers(file.read())}, [""]
 
 
 def _numbers(content: bytes) -> Any:
@@ -156,11 +153,10 @@ def read_whole_numbers(path: Path, name: str) -> np.ndarray:
 
     An array of floats is refused, whole or not, for it may be scores; so is one of bools, a mask.
     """
-    with open_arrays(path) as file:
-        lone = "" in file
-        if not lone and name not in file:
-            raise ValueError(f"it holds no '{name}' (it has {', '.join(file) or 'nothing'})")
-        read = file["" if lone else name]
+    found, names = load_arrays(path, [name])
+    if not found:
+        raise ValueError(f"it holds no '{name}' (it has {', '.join(names) or 'nothing'})")
+    (read,) = found.values()
     if not isinstance(read, np.ndarray):
         raise ValueError("need a list of one or more whole numbers")
     if read.ndim != 1 or not len(read) or read.dtype.kind not in "iu":
