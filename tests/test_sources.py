@@ -81,8 +81,8 @@ def test_prepared_files_that_do_not_fit_are_refused(tmp_path, rng):
         "a label without a name": ({"classes": np.array(["a", "b"]), "y_test": np.full(5, 2)}, "0 to 1"),
         "eleven names": ({"classes": np.array(list("abcdefghijk"))}, "11 class names"),
         "numbered names": ({"classes": np.arange(10)}, "classes is int64"),
-        "pickled names": ({"classes": np.array(["a"] * 10, object)}, "cannot be read (Object arrays"),
-        "pickled images": ({"x_train": np.array([None])}, "cannot be read (Object arrays"),
+        "pickled names": ({"classes": np.array(["a"] * 10, object)}, "cannot be read: it holds Python objects"),
+        "pickled images": ({"x_train": np.array([None])}, "cannot be read: it holds Python objects"),
         "one fine part": ({"fine_train": good["y_train"]}, "belong together"),
         "negative fine": ({"fine_train": good["y_train"] - 10, "fine_test": good["y_test"]}, "0 or more"),
     }

@@ -22,8 +22,8 @@ from utils.words import BadInput, shown
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError, ImportError, MemoryError,
               OverflowError, NotImplementedError, RecursionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
               zlib.error)
-PICKLED = "it holds Python objects (a pickle), which could run code when read; save plain arrays, by np.save or np.savez"
-TORCH = "it is a file of torch.save; save plain arrays instead, by np.save or np.savez"
+PICKLED = "it holds Python objects (a pickle), which could run code when read; only plain arrays are"
+TORCH = "it is a file of torch.save, and only plain arrays of numpy are read"
 LAST = np.iinfo(np.int64).max
 
 
