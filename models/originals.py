@@ -10,7 +10,19 @@ from typing import Any
 from dataset import DataConfig
 from models.files import ModelConfig
 from models.peer import read_safely
-from utils import BadInput, RuntimeConfig, Saved, Unfinished, find_runs, flag_words, read_record, say, sha256
+from utils import (
+    BadInput,
+    RuntimeConfig,
+    Saved,
+    Unfinished,
+    find_runs,
+    flag_words,
+    open_regular,
+    read_record,
+    reading,
+    say,
+    sha256,
+)
 
 SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
@@ -110,11 +122,11 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
 
 def _named(path: Path) -> Original:
     """The original in a file or in a run folder."""
-    if path.is_file():
+    if not path.is_dir():
+        with reading(f"--checkpoint {path}", "main_train.py writes <run>/model.pt"):
+            open_regular(path).close()
         whole = path.name == "model.pt" and (path.parent / "record.json").exists()
         return _clean(Original(*read_record(path.parent)) if whole else Original(path, record_inside(path)))
-    if not path.is_dir():
-        raise BadInput(f"--checkpoint {path}: no such file or folder; main_train.py writes <run>/model.pt")
     run = read_record(path)
     if run.record["status"] != "done":
         raise Unfinished(f"--checkpoint {path}", run)
