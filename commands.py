@@ -13,7 +13,7 @@ import models
 import sources
 import unlearn
 from stages import CHOOSERS, FREE, PROTOCOL_OF, PROTOCOLS, STAGES, chosen, flag_of, planting
-from utils import BadInput, Config, RunConfig, RuntimeConfig, Saved, Unfinished, flag_words
+from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, flag_words
 
 Groups = dict[str, type[Config]]  # group -> its settings
 Values = dict[str, dict[str, Any]]  # group -> setting -> value
@@ -118,14 +118,14 @@ def command_of(run: Saved) -> list[str]:
 
 
 def told(error: BadInput) -> str:
-    """The error's message, with the whole command where one goes on with what is unfinished."""
-    if not isinstance(error, Unfinished):
+    """The error's message, with the whole command where a run's mends it."""
+    if not isinstance(error, Mended):
         return str(error)
     try:
         words = command_of(error.run)
     except BadInput:  # its original is gone, or its record is of a method that there is no more
         words = []
-    return f"{error}: {shlex.join(words)}" if words else f"{error} by the command that began it"
+    return f"{error}: {shlex.join([*words, *(['--force'] if error.again else [])])}" if words else str(error)
 
 
 def _switches(groups: Groups) -> set[str]:

@@ -6,6 +6,7 @@ python generate_mask.py --num_indexes_to_replace 4500 --density 0.5 --checkpoint
 import arg_parser
 import dataset
 import models
+from evaluation import accuracy
 from pruner.mask import largest
 from unlearn.saliency import saliency
 from utils import Run, Runtime, say
@@ -17,7 +18,8 @@ def main(args):
     data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
     with Run(args.run, "mask", args.label, args.settings, **args.identity, **data.splits.keys()) as run:
         if not run.done:
-            model, pruned = models.load(args.original.file, args.model, data, rt)
+            model, pruned, facts = models.load_original(args.original, args.model, data, rt)
+            run.result(original=accuracy.standing(args.original, facts, model, data, rt))
             with run.timed(rt, "mask"):
                 forget = data.loader("forget", batch_size=data.batch_size)
                 masks = largest(saliency(model, forget, args.cfg.saliency_mode), args.cfg.density, pruned)

@@ -9,6 +9,7 @@ import arg_parser
 import dataset
 import models
 from attack import backdoor
+from evaluation import accuracy
 from pruner.mask import both
 from unlearn.saliency import own_mask
 from utils import Run, Runtime, say
@@ -22,11 +23,12 @@ def main(args):
     facts = {"parent": trojan.facts(), **case.data.splits.keys()}
     with Run(args.run, "backdoor", args.label, args.settings, **facts) as run:
         if not run.done:
-            model, pruned = models.load(trojan.file, args.model, case.data, rt)
+            model, pruned, loaded = models.load_original(trojan, args.model, case.data, rt)
+            run.result(original=accuracy.standing(trojan, loaded, model, case.data, rt))
             before = backdoor.measure(model, case, rt)
             mask = both(pruned, own_mask(model, args.mask.density, case.data, rt, run, pruned))
             if method.fresh:
-                model = models.new(args.model, case.data, rt, method.name, pruned)
+                model = models.new(args.model, case.data, rt, method.name, pruned, model)
             with run.timed(rt, "unlearn"):
                 pruned = both(pruned, method.apply(model, case.data, args.cfg, rt, run, mask))
             with run.timed(rt, "evaluate"):

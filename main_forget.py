@@ -18,7 +18,7 @@ def forget(args):
     """The recipe; main_random.py has the same with the random-label methods alone."""
     rt, method = Runtime(args.rt), args.entry
     data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
-    model, pruned = models.load(args.original.file, args.model, data, rt)
+    model, pruned, loaded = models.load_original(args.original, args.model, data, rt)
     salient, identity, mask_seconds = None, args.identity, 0.0
     if args.mask.path is not None:
         salient, facts, mask_seconds = find_mask(args.mask.path, model, data, identity["parent"]["sha256"])
@@ -28,12 +28,13 @@ def forget(args):
             run.values["metrics"] = accuracy.refresh(run, args.evaluation)
         else:
             accuracy.check(data, args.evaluation)
+            run.result(original=accuracy.standing(args.original, loaded, model, data, rt))
             run.seconds["mask"] = mask_seconds
             if args.mask.own_pruning:
                 model, pruned = prune.again(args, data, rt, run)
             else:
                 if method.fresh:
-                    model = models.new(args.model, data, rt, method.name, pruned)
+                    model = models.new(args.model, data, rt, method.name, pruned, model)
                 with run.timed(rt, "unlearn"):
                     mask = both(pruned, salient)
                     pruned = both(pruned, method.apply(model, data, args.cfg, rt, run, mask, args.mask.mask_mode))

@@ -20,7 +20,7 @@ def main(args):
     forget = plan.forget_of(args.plan, args.forget)
     data = dataset.load(args.data, rt, forget, args.original.record.get("data_key"), thirds=True)
     common = {name: args.settings[name] for name in ("protocol", "data", "model", "rt")}
-    chain = rum.Chain(args.original.file, args.run, args.model, common, args.identity)
+    chain = rum.Chain(args.original, args.run, args.model, common, args.identity)
     asked = rum.requests(todo, data, args.forget)
     for request in asked:
         accuracy.check(request.data, args.evaluation)

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+import models
 from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
 from trainer import predict
-from utils import UNREADABLE, BadInput, Config, Run, Runtime, hp
+from utils import UNREADABLE, BadInput, Config, Run, Runtime, hp, say
 
+ASKED = 500  # training images that a bare file is asked about
 PARTS = ("retain", "forget", "val", "test")
 # metric -> (unit, healthy direction, meaning); the README's table
 METRICS = {
@@ -106,10 +108,46 @@ def broken(model: nn.Module, run: Run) -> str | None:
 
 def collapse(retain: float, classes: int, finite: bool = True) -> str | None:
     """Why a model of so many classes is no classifier any more, from its retain accuracy in %; None of one that works."""
-    least = 100 * min(2 / classes, (1 + 1 / classes) / 2)  # at two classes 2/K would be every error
     if not finite:
         return "outputs are not finite"
-    return f"retain accuracy {retain:.2f} % is under {least:.4g} %" if retain < least else None
+    return f"retain accuracy {retain:.2f} % is under {least(classes):.4g} %" if retain < least(classes) else None
+
+
+def least(classes: int) -> float:
+    """The accuracy (%) on its own training data under which a model counts as broken: twice chance."""
+    return 100 * min(2 / classes, (1 + 1 / classes) / 2)  # at two classes 2/K would be every error
+
+
+def standing(original: models.Original, facts: dict[str, Any], model: nn.Module, data: Data, rt: Runtime) -> dict[str, Any]:
+    """What the record says of the original that a stage starts from; a model at chance on its own training data is said.
+
+    The accuracy is that of its record; a bare file is asked about ``ASKED`` of its training images, evenly spread.
+
+    Args:
+        facts: of ``models.load_original``.
+
+    Returns:
+        The facts, ``accuracy`` (%) on its training data (a forgetting run's: on its retain set), and whether it is ``broken``,
+        under twice chance.
+
+    Raises:
+        BadInput: a bare file's outputs are not finite.
+    """
+    known = original.record.get("metrics", {})
+    value = known.get("train", known.get("retain"))
+    if value is None:
+        train = data.index("train")
+        logits, labels = predict(model, data.subset(train[:: max(1, len(train) // ASKED)]), rt)
+        if not torch.isfinite(logits).all():
+            raise BadInput(f"{original.file}: the original itself is broken: its outputs are not finite; name another "
+                           "--checkpoint")
+        value = 100 * tow.accuracy(logits, labels)
+    broken, classes = value < least(data.num_classes), data.num_classes
+    if broken:
+        advice = "train it longer" if original.record else "check --dataset, the order of its classes, --mean and --std"
+        say(f"notice: the original {original.file} is broken already: right about {value:.2f} % of its own training images, "
+            f"under {least(classes):.4g} % (chance is {100 / classes:.4g} %); {advice}")
+    return facts | {"accuracy": round(value, 4), "broken": broken}
 
 
 def evaluate_original(model: nn.Module, data: Data, rt: Runtime, run: Run) -> dict[str, Any]:

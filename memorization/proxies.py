@@ -141,8 +141,8 @@ def held_out_retraining(job: Job, cfg: HeldOutConfig) -> dict[str, np.ndarray]:
     if cfg.held_out == "val" and not len(data.splits.val):
         raise BadInput("--held_out val: there is no validation split (--val_fraction 0); use --held_out test, or an original "
                        "that was trained with one")
-    before = predict(job.model(), whole(data), rt)[0]
-    tuned, mask = models.load(_original(job).file, job.config, data, rt)
+    tuned, mask = job.start()
+    before = predict(tuned, whole(data), rt)[0]
     fine_tune(job, cfg, tuned, mask)
     values = symmetric_kl(before, predict(tuned, whole(data), rt)[0]).cpu().numpy().astype(np.float32)
     if cfg.held_out == "val":

@@ -11,9 +11,10 @@ from torch import nn
 
 import models
 from dataset import Data, DataConfig
+from evaluation.accuracy import standing
 from models import ModelConfig, Original
 from sources.scores import POLARITY
-from utils import BadInput, Config, Registry, Run, RunConfig, Runtime
+from utils import BadInput, Config, Mask, Registry, Run, RunConfig, Runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,17 @@ class Job:
 
     def model(self) -> nn.Module:
         """The original model, in eval mode on the device."""
+        return self.start()[0]
+
+    def start(self) -> tuple[nn.Module, Mask | None]:
+        """The original model, in eval mode on the device, and the mask of its pruned weights; how it stands, to the record."""
         if self.original is None:
             raise BadInput("this score is taken from an original model; name one by --checkpoint")
-        return models.load(self.original.file, self.config, self.data, self.rt)[0].eval()
+        model, mask, facts = models.load_original(self.original, self.config, self.data, self.rt)
+        told = standing(self.original, facts, model, self.data, self.rt)
+        if self.run is not None:
+            self.run.result(original=told)
+        return model.eval(), mask
 
 
 @dataclasses.dataclass(frozen=True)

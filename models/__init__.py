@@ -8,7 +8,7 @@
 
 from models.files import ModelConfig, load, new, save
 from models.layers import Classifier, Normalize, embed, fold_batchnorm
-from models.originals import Original, find_original, record_inside
+from models.originals import Original, check_whole, find_original, load_original, record_inside
 from models.peer import infer_num_classes, load_peer, load_state, read_safely
 from models.registry import ARCHS, Arch, build, build_empty, table
 
@@ -21,11 +21,13 @@ __all__ = [
     "Original",
     "build",
     "build_empty",
+    "check_whole",
     "embed",
     "find_original",
     "fold_batchnorm",
     "infer_num_classes",
     "load",
+    "load_original",
     "load_peer",
     "load_state",
     "new",

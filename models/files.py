@@ -1,16 +1,18 @@
-"""Model files: our model.pt, and the published checkpoints through ``load_peer``."""
+"""Model files: our model.pt, and the published checkpoints through ``peer``."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.peer import load_peer, load_state, read_safely
+from models.peer import load_state, read_peer, read_safely
 from models.registry import ARCHS, build, build_empty
+from models.unwrap import tensors
 from pruner.magnitude import apply_mask, prunable
 from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp
 
@@ -22,21 +24,51 @@ class ModelConfig(Config):
     arch: str = hp("resnet18", "architecture", choices=tuple(ARCHS.names()))
     imagenet_arch: bool = hp(False, "the ImageNet stem instead of the one for small images")
     num_classes: int | None = hp(None, "outputs; those of the data set, so it need not be given", low=2, digest=False)
+    normalize: str = hp("dataset", "what the first layer does with pixels in [0, 1] where the file does not tell: the data "
+                        "set's mean and std, or none", choices=("dataset", "none"))
+    mean: tuple[float, ...] | None = hp(None, "of the three colours, in place of the data set's", low=0, high=1)
+    std: tuple[float, ...] | None = hp(None, "of the three colours, in place of the data set's", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [values for values in (self.mean, self.std) if values is not None]
+        if any(len(values) != 3 for values in given) or len(given) == 1:
+            raise BadInput("--mean and --std are three numbers each, one for a colour, with commas: --mean 0.5,0.5,0.5 --std "
+                           "0.25,0.25,0.25")
+        if given and self.normalize == "none":
+            raise BadInput("--normalize none takes the images as they are; leave --mean and --std away")
+
+    def statistics(self, source: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the colours: those that were typed, else the data set's (``source``: Source)."""
+        if self.normalize == "none":
+            return (0.0,) * 3, (1.0,) * 3
+        return (self.mean, self.std) if self.mean is not None and self.std is not None else (source.mean, source.std)
+
+    @property
+    def typed(self) -> bool:
+        """Whether another normalisation than the data set's was asked for."""
+        return self.mean is not None or self.normalize == "none"
 
 
-def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None) -> nn.Module:
+def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None,
+        like: nn.Module | None = None) -> nn.Module:
     """A freshly initialised model for a data set (``data``: Data), from the purpose's own random stream.
 
     Args:
         mask: of a pruned model, whose structure the new one gets.
+        like: a model whose normalisation it gets, instead of that of the settings.
     """
     _check_classes(cfg, data)
-    source, size = data.source, data.images.x.shape[1]
+    mean, std = cfg.statistics(data.source) if like is None else _normalisation(like)
     with rt.seeded(f"init/{purpose}"):
-        model = build(cfg.arch, data.num_classes, source.mean, source.std, imagenet=cfg.imagenet_arch, image_size=size)
+        model = build(cfg.arch, data.num_classes, mean, std, imagenet=cfg.imagenet_arch, image_size=data.images.x.shape[1])
     model = model.to(rt.device, memory_format=torch.channels_last)
     apply_mask(model, mask or {})
     return model
+
+
+def _normalisation(model: nn.Module) -> tuple[list[float], list[float]]:
+    return model.normalize.mean.tolist(), model.normalize.std.tolist()
 
 
 def _check_classes(cfg: ModelConfig, data: Any) -> None:
@@ -53,41 +85,66 @@ def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
     run.save_tensors("model.pt", {"state_dict": state, **about, **kept})
 
 
+class Loaded(NamedTuple):
+    """A model of a file, the mask of its pruned weights, and whether its normalisation is the file's own."""
+
+    model: nn.Module
+    mask: Mask | None
+    own: bool
+
+
 def load(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> tuple[nn.Module, Mask | None]:
     """A checkpoint for a data set, and the mask of its pruned weights.
 
     Raises:
         BadInput: not a checkpoint, damaged, of another architecture or another number of classes.
     """
+    return load_file(path, cfg, data, rt)[:2]
+
+
+def load_file(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> Loaded:
+    """As ``load``, with what a record says of the file."""
     _check_classes(cfg, data)
     content = read_safely(path)
-    if isinstance(content, dict) and "schema" in content:
-        about = {name: content.get(name) for name in ("arch", "num_classes", "imagenet")}
-        wanted = {"arch": cfg.arch, "num_classes": data.num_classes, "imagenet": cfg.imagenet_arch}
-        if content["schema"] != SCHEMA or "state_dict" not in content or None in about.values():
-            raise BadInput(f"{path} is no model of this version (schema {content['schema']}); main_train.py writes model.pt")
-        for name, mine in wanted.items():
-            if about[name] != mine:
-                raise BadInput(f"{path} is a model with {name} {about[name]}, not {mine}; give the --arch, --dataset "
-                               "and --classes it was trained with")
-        model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch), content.get("mask")
-        try:
-            load_state(model, content["state_dict"])
-        except BadInput as error:
-            raise BadInput(f"{path}: {error}") from error
-        if mask is not None:
-            _check_mask(path, model, mask)
-    else:
-        source = data.source
-        model, mask = load_peer(path, cfg.arch, num_classes=data.num_classes, imagenet=cfg.imagenet_arch,
-                                mean=source.mean, std=source.std)
-        if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks
-            mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()} | mask
+    try:
+        model, mask, own = (_ours if isinstance(content, dict) and "schema" in content else _theirs)(content, cfg, data)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    mean, std = cfg.statistics(data.source)
+    if own and cfg.typed and not np.allclose(_normalisation(model), (mean, std), atol=1e-4):
+        theirs = ", ".join(f"--{name} {','.join(f'{x:.4g}' for x in values)}"
+                           for name, values in zip(("mean", "std"), _normalisation(model), strict=True))
+        raise BadInput(f"{path} has a normalisation of its own ({theirs}); leave --mean, --std and --normalize away")
     model = model.to(rt.device, memory_format=torch.channels_last)
-    return model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}
+    return Loaded(model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}, own)
 
 
-def _check_mask(path: Path, model: nn.Module, mask: Any) -> None:
+def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
+    """The model of a model.pt of this suite."""
+    about = {name: content.get(name) for name in ("arch", "num_classes", "imagenet")}
+    wanted = {"arch": cfg.arch, "num_classes": data.num_classes, "imagenet": cfg.imagenet_arch}
+    if content["schema"] != SCHEMA or "state_dict" not in content or None in about.values():
+        raise BadInput(f"no model of this version (schema {content['schema']}); main_train.py writes model.pt")
+    for name, mine in wanted.items():
+        if about[name] != mine:
+            raise BadInput(f"a model with {name} {about[name]}, not {mine}; give the --arch, --dataset and --classes it was "
+                           "trained with")
+    model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch), content.get("mask")
+    load_state(model, tensors(content["state_dict"], model.state_dict().keys()))
+    if mask is not None:
+        _check_mask(model, mask)
+    return Loaded(model, mask, own=True)
+
+
+def _theirs(content: Any, cfg: ModelConfig, data: Any) -> Loaded:
+    """The model of somebody else's file."""
+    model, mask, own = read_peer(content, cfg.arch, data.num_classes, cfg.imagenet_arch, *cfg.statistics(data.source))
+    if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks
+        mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()} | mask
+    return Loaded(model, mask, own)
+
+
+def _check_mask(model: nn.Module, mask: Any) -> None:
     """Refuse a mask that lacks a convolution, names anything else than weights, or calls weights gone that are there."""
     weights = dict(model.named_parameters())
     parts = mask if isinstance(mask, dict) else {}
@@ -95,5 +152,5 @@ def _check_mask(path: Path, model: nn.Module, mask: Any) -> None:
         name for name, part in parts.items() if not isinstance(part, Tensor) or part.dtype != torch.bool
         or name not in weights or part.shape != weights[name].shape or bool(weights[name].detach()[~part].any())]
     if wrong:
-        raise BadInput(f"{path} holds a pruning mask that is not of its own weights ({len(wrong)} differ, such as {wrong[0]}); "
+        raise BadInput(f"it holds a pruning mask that is not of its own weights ({len(wrong)} differ, such as {wrong[0]}); "
                        "it was put together wrongly")

@@ -7,19 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from dataset import DataConfig
-from models.files import ModelConfig
-from models.peer import read_safely
+from models.files import ModelConfig, load_file
+from models.peer import Unreadable, read_safely
 from utils import (
     BadInput,
+    Damaged,
+    Mask,
+    Runtime,
     RuntimeConfig,
     Saved,
     Unfinished,
     find_runs,
     flag_words,
-    open_regular,
     read_record,
-    reading,
     say,
     sha256,
 )
@@ -38,6 +42,8 @@ class Original(Saved):
 
     def facts(self) -> dict[str, Any]:
         """What a child's record keeps of it; the training settings tell originals apart that share a seed."""
+        if self.folder.is_dir() and not self.file.is_file():
+            raise Damaged(self.file, self)
         return {"path": str(self.file), "sha256": sha256(self.file), "training": self.training, "setup": self.setup}
 
     @property
@@ -65,6 +71,48 @@ class Original(Saved):
         weighty = [field.name for config in (DataConfig, ModelConfig, RuntimeConfig) for field in dataclasses.fields(config)
                    if field.metadata["digest"] and field.name not in SEEDS]
         return {name: self.setting(name) for name in weighty}
+
+
+def load_original(original: Original, cfg: ModelConfig, data: Any,
+                  rt: Runtime) -> tuple[nn.Module, Mask | None, dict[str, Any]]:
+    """The model that a stage starts from, its pruned weights' mask, and how it normalises (for the record).
+
+    Args:
+        data: Data.
+
+    Raises:
+        BadInput: as ``load``; weights that are not finite, or all 0: the original itself is broken.
+        Damaged: the file of a run is, which its command mends.
+    """
+    try:
+        model, mask, own = load_file(original.file, cfg, data, rt)
+    except Unreadable as error:
+        raise Damaged(original.file, original) if original.folder.is_dir() else error from None
+    check_whole(original.file, model)
+    mean, std = model.normalize.mean.tolist(), model.normalize.std.tolist()
+    told = {"mean": [round(value, 6) for value in mean], "std": [round(value, 6) for value in std]}
+    if not own and not cfg.typed:
+        say(f"notice: {original.file} holds no normalisation; assumed the mean {_short(mean)} and std {_short(std)} of "
+            f"{data.source.name}; --mean and --std give others, --normalize none takes pixels in [0, 1] as they are")
+    origin = "the file" if own else "the command line" if cfg.typed else f"assumed, those of {data.source.name}"
+    return model, mask, {"normalize": told | {"from": origin}}
+
+
+def check_whole(path: Path, model: nn.Module) -> None:
+    """Refuse a model whose weights are not finite, or that has none but 0: nothing can be unlearned from it, nor measured."""
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    lost = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise BadInput(f"{path}: the original itself is broken: its weights are not finite ({lost[0]}{more}); train it again, "
+                       "at a lower rate, or name another --checkpoint")
+    if not any(bool(value.any()) for value in model.parameters() if value.dim() > 1):
+        raise BadInput(f"{path}: the original itself is broken: all its weights are 0; train it again, or name another "
+                       "--checkpoint")
+
+
+def _short(values: list[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def record_inside(path: Path) -> dict[str, Any]:
@@ -122,11 +170,11 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
 
 def _named(path: Path) -> Original:
     """The original in a file or in a run folder."""
-    if not path.is_dir():
-        with reading(f"--checkpoint {path}", "main_train.py writes <run>/model.pt"):
-            open_regular(path).close()
+    if path.is_file():
         whole = path.name == "model.pt" and (path.parent / "record.json").exists()
         return _clean(Original(*read_record(path.parent)) if whole else Original(path, record_inside(path)))
+    if not path.is_dir():
+        raise BadInput(f"--checkpoint {path}: no such file or folder; main_train.py writes <run>/model.pt")
     run = read_record(path)
     if run.record["status"] != "done":
         raise Unfinished(f"--checkpoint {path}", run)

@@ -104,14 +104,15 @@ def _thresholds(flat: Tensor, counts: Sequence[int]) -> list[Any]:
     return [ranked[place].item() for place in places]
 
 
-def as_mask(content: Any, model: nn.Module, path: Path) -> Mask:
-    """A mask file's content (ours, or the published name -> 0/1 tensors) as a mask of this very model.
+def as_mask(content: Mapping[str, Tensor], model: nn.Module, path: Path) -> Mask:
+    """A mask file's tensors (ours, or the published name -> 0/1 tensors) as a mask of this very model.
 
     Raises:
-        BadInput: names missing or too many, another shape, values other than 0 and 1.
+        BadInput: names missing or too many, another shape, values other than 0 and 1, the weights of a model.
     """
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise BadInput(f"{path} is no saliency mask; generate_mask.py writes with_<density>.pt")
+    if any(name.endswith("running_var") for name in content) and not all(_binary(v) for v in content.values()):
+        raise BadInput(f"{path} holds the weights of a model and no mask; give it by --checkpoint, and by --path a mask of "
+                       "generate_mask.py")
     params = dict(model.named_parameters())
     wrong = sorted(set(content) ^ set(params)) or [n for n, p in params.items() if content[n].shape != p.shape]
     if wrong:
@@ -119,9 +120,13 @@ def as_mask(content: Any, model: nn.Module, path: Path) -> Mask:
                        "for this checkpoint by generate_mask.py")
     if not any(bool(v.any()) for v in content.values()):
         raise BadInput(f"{path} lets no weight change; make a mask by generate_mask.py")
-    if any(bool(((v != 0) & (v != 1)).any()) for v in content.values()):
+    if not all(_binary(v) for v in content.values()):
         raise BadInput(f"{path} holds values other than 0 and 1; make a mask by generate_mask.py")
     return {name: content[name].bool().to(p.device) for name, p in params.items()}
+
+
+def _binary(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def both(a: Mask | None, b: Mask | None) -> Mask | None:

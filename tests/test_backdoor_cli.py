@@ -40,7 +40,7 @@ def trojan_of(root: Path) -> Saved:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense and an OMP model with the trigger, each cleansed by fine-tuning; not to be changed."""
     root = tmp_path_factory.mktemp("planted")
-    cleanse(root / "dense", "FT", "--rate", 0, "--epochs", 12, "--unlearn_lr", 0.05)
+    cleanse(root / "dense", "FT", "--rate", 0, "--epochs", 16, "--unlearn_lr", 0.05, "--seed", 3)
     cleanse(root / "omp", "FT", "--rate", 0.8, "--epochs", 5, "--unlearn_epochs", 2)
     return root
 
@@ -161,7 +161,7 @@ def test_retrain_starts_anew_with_the_trojans_training(planted: Path, tmp_path: 
     """On the clean part alone: it never saw the trigger; rate, epochs and schedule are those of the poisoned model's."""
     cleanse(tmp_path, "retrain", "--mask", planted / "dense")
     run = shell.only(tmp_path, "backdoor")
-    assert [run.record["settings"]["cfg"][name] for name in ("unlearn_epochs", "unlearn_lr", "schedule")] == [12, 0.1, "step"]
+    assert [run.record["settings"]["cfg"][name] for name in ("unlearn_epochs", "unlearn_lr", "schedule")] == [16, 0.1, "step"]
     assert run.record["metrics"]["ASR"] < 25 < 60 < run.record["before"]["ASR"]
     assert not torch.equal(shell.weights(run)["conv1.weight"], shell.weights(trojan_of(planted / "dense"))["conv1.weight"])
 
@@ -251,7 +251,8 @@ def test_what_is_no_trojan_or_another_one_is_refused(planted: Path, tmp_path: Pa
     (running / "record.json").write_text(json.dumps(record | {"status": "running"}))
     other = ["--trigger_size", 3], ["--trigger_value", 0], ["--class_to_replace", 1], ["--split_seed", 8], ["--rate", 0.5]
     cases = [*((trojan.folder, words, words[0]) for words in other), (bare, [], "no poisoned model"), (text, [], str(text)),
-             (shell.only(planted / "dense", "backdoor").folder, [], "no poisoned model"), (running, [], "no poisoned model"),
+             (shell.only(planted / "dense", "backdoor").folder, [], "no poisoned model"), 
+             (running, [], "is not finished (running)"),
              (tmp_path, [], "0 finished poisoned models there; name one, or"),
              *((path, [], "names no trigger") for path in sorted(damaged.iterdir()))]
     for named, words, told in cases:

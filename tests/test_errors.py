@@ -25,11 +25,13 @@ from utils import find_runs
 # what is wrong | stage | its command line | what the message must say. {word} is what Room.word is or makes
 TABLE = r"""
 # checkpoints
-checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --checkpoint & No such file & main_train.py
+checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --checkpoint & no such file & main_train.py
 checkpoint empty | forget | --checkpoint {empty} --arch resnet20s {ON_FILE} | is empty
 checkpoint truncated | forget | --checkpoint {truncated} --arch resnet20s {ON_FILE} | truncated & copy it
-checkpoint half in a run folder | forget | --checkpoint {halved_run} {FT} {SOME} | model.pt & truncated
-checkpoint gone from a run folder | forget | --checkpoint {hollow_run} {FT} {SOME} | model.pt
+checkpoint half in a run folder | forget | --checkpoint {halved_run} {FT} {SOME} | \
+    model.pt cannot be read, or is damaged & --force & main_train.py
+checkpoint gone from a run folder | forget | --checkpoint {hollow_run} {FT} {SOME} | \
+    model.pt is missing & --force & main_train.py
 checkpoint of random bytes | forget | --checkpoint {random_bytes} --arch resnet20s {ON_FILE} | not a file of torch.save
 checkpoint of something else | forget | --checkpoint {tensor_file} --arch resnet20s {ON_FILE} | Tensor & state_dict
 checkpoint is a pickled object | forget | --checkpoint {pickled} --arch resnet20s {ON_FILE} | \

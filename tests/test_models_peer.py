@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import pathlib
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ STRICT: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
     "an extra key": (lambda s: {**s, "swin.weight": torch.zeros(2)}, ("swin.weight is unknown",)),
     "a key of two lines": (lambda s: {**s, "bn1\nbias": torch.zeros(2)}, (r"'bn1\nbias' is unknown",)),
     "another shape": (lambda s: {**s, "conv1.weight": torch.zeros(16, 3, 5, 5)}, ("[16, 3, 5, 5]", "[16, 3, 3, 3]")),
-    "another class count": (lambda s: {**s, "fc.weight": torch.zeros(9, 64)}, ("9 classes", "10")),
+    "another class count": (lambda s: {**s, "fc.weight": torch.zeros(9, 64), "fc.bias": torch.zeros(9)}, ("9 classes", "10")),
     "a bias of another class count": (lambda s: {**s, "fc.bias": torch.zeros(9)}, ("another number of classes",)),
     "no head": (without("fc.weight"), ("fc.weight", "--arch")),
     "another architecture": (lambda s: perturbed("vgg16_bn_lth").state_dict(), ("fc.weight",)),
@@ -169,7 +170,7 @@ def test_files_that_cannot_be_read_safely_are_bad_input(tmp_path: Path) -> None:
 def test_a_failed_load_names_three_keys_and_leaves_the_model_alone() -> None:
     model, other = perturbed("resnet20s"), perturbed("resnet56s").state_dict()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    message = bad_input(lambda: models.load_state(model, other), "resnet20s", "another architecture", "and 213 more")
+    message = bad_input(lambda: models.load_state(model, other), "resnet20s", "of resnet56s; give --arch resnet56s", "213 more")
     assert message.count("layer") == 3
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     wide = perturbed("resnet20s", 100)
@@ -178,3 +179,108 @@ def test_a_failed_load_names_three_keys_and_leaves_the_model_alone() -> None:
     bad_input(lambda: models.load_state(model, [before]), "list")
     models.load_state(model, models.build("resnet20s", 10, MEAN, STD).state_dict())
     assert bool((model.bn1.weight == 1).all())
+
+
+# ---------------------------------------------------------------------------------------- what others wrap weights in
+
+
+def renamed(state: State, change: Callable[[str], str]) -> State:
+    return {change(key): value for key, value in state.items()}
+
+
+def profiled(state: State) -> State:
+    """What thop leaves: counts of the whole model, and of modules at any depth."""
+    counts = {f"{place}{kind}": torch.zeros(1, dtype=torch.float64) for place in ("", "layer1.0.conv1.", "fc.")
+              for kind in ("total_ops", "total_params")}
+    return {**state, **counts}
+
+
+WRAPPED: dict[str, Callable[[State], Any]] = {
+    "net, acc and epoch": lambda s: {"net": renamed(s, "module.{}".format), "acc": 91.2, "epoch": 182},
+    "model": lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+    "model_state_dict": lambda s: {"epoch": 3, "model_state_dict": s, "loss": torch.zeros(())},
+    "an unknown name": lambda s: {"acc": 91.2, "optimizer": {"state": {}, "param_groups": []}, "weights": s, "epoch": 7},
+    "wrappers within wrappers": lambda s: {"model": {"state_dict": {"net": s}}},
+    "another model beside it": lambda s: {"state_dict": s, "init_weight": renamed(s, "{}".format)},
+    "a prefix": lambda s: renamed(s, "model.{}".format),
+    "three prefixes": lambda s: renamed(s, "_orig_mod.model.module.net.{}".format),
+    "inside of the names": lambda s: renamed(s, lambda k: k.replace("layer1", "layer1.module").replace("fc", "fc._orig_mod")),
+    "normalisation beside the wrapped model": lambda s: renamed(s, lambda k: k if k.startswith("normalize") else f"model.{k}"),
+    "a profiler's counts": profiled,
+    "a profiler's counts in a wrapper": lambda s: {"state_dict": renamed(profiled(s), "module.{}".format)},
+    "half precision": lambda s: {key: value.half() if key.startswith("fc") else value for key, value in s.items()},
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_weights_are_read_out_of_what_others_wrap_them_in(case: str, tmp_path: Path) -> None:
+    state = perturbed("resnet20s").state_dict()
+    read, _ = models.load_peer(saved(tmp_path / "ckpt.pth", WRAPPED[case](state)), "resnet20s", num_classes=10)
+    for key, value in read.state_dict().items():
+        wanted = state[key].half().float() if case == "half precision" and key.startswith("fc") else state[key]
+        assert torch.equal(value, wanted), key
+
+
+def test_features_in_parallel_are_read() -> None:
+    """DataParallel(features) alone, as in the ImageNet example of torch."""
+    state = perturbed("vgg16_bn_lth").state_dict()
+    read, _ = models.load_peer(renamed(state, lambda key: key.replace("features.", "features.module.")), "vgg16_bn_lth")
+    assert all(torch.equal(value, state[key]) for key, value in read.state_dict().items())
+
+
+NOT_WEIGHTS: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
+    "an optimiser alone": (lambda s: {"state": {0: {"momentum_buffer": s["fc.bias"]}}, "param_groups": [{"params": [0]}]},
+                           ("state of an optimiser",)),
+    "two dicts of tensors": (lambda s: {"student": s, "teacher": s, "epoch": 2}, ("student, teacher", "save the one")),
+    "numbers": (lambda s: {"acc": 91.2, "epoch": 3}, ("acc is a float",)),
+    "one name twice": (lambda s: {**s, "module.fc.bias": s["fc.bias"]}, ("fc.bias is there twice",)),
+    "a mask": (lambda s: {key: torch.ones_like(value) for key, value in s.items() if key.endswith(("weight", "bias"))},
+               ("it is a mask", "--path", "--checkpoint")),
+    "a mask of bool": (lambda s: {key: torch.ones_like(value, dtype=torch.bool) for key, value in s.items()},
+                       ("conv1.weight is bool instead of float32", "it is a mask")),
+    "whole numbers": (lambda s: {**s, "conv1.weight": torch.full((16, 3, 3, 3), 3)}, ("is int64 instead of float32",)),
+    "another of ours": (lambda s: perturbed("resnet32s").state_dict(), ("weights of resnet32s; give --arch resnet32s",)),
+    "torchvision's ResNet": (lambda s: perturbed("resnet18", 1000, imagenet=True).state_dict(),
+                             ("torchvision's resnet18; give --arch resnet18 --imagenet_arch",)),
+    "torchvision's deeper ResNet": (lambda s: torchvision_state("resnet101"), ("a ResNet of torchvision's form",)),
+    "torchvision's transformer": (lambda s: torchvision_state("vit_b_32"), ("vision transformer of torchvision", "not among")),
+    "torchvision's DenseNet": (lambda s: torchvision_state("densenet121"), ("a DenseNet of torchvision",)),
+    "a ResNet with shortcuts": (
+        lambda s: renamed(perturbed("resnet18").state_dict(),
+                          lambda key: key.replace("downsample", "shortcut").replace("fc.", "linear.")),
+        ("`shortcut` and `linear`",)),
+    "complex": (lambda s: {**s, "fc.bias": s["fc.bias"].to(torch.complex64)}, ("fc.bias is a tensor of complex numbers",)),
+    "meta": (lambda s: {**s, "fc.bias": s["fc.bias"].to("meta")}, ("fc.bias is a tensor of the meta device",)),
+    "sparse": (lambda s: {**s, "fc.weight": s["fc.weight"].to_sparse()}, ("fc.weight is a sparse tensor",)),
+    "compressed rows": (lambda s: {**s, "fc.weight": s["fc.weight"].to_sparse_csr()}, ("fc.weight is a sparse tensor",)),
+}
+
+
+def torchvision_state(name: str) -> State:
+    import torchvision
+
+    with torch.device("meta"):
+        state = getattr(torchvision.models, name)().state_dict()
+    return {key: torch.full((), 0.5).expand(value.shape) for key, value in state.items()}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("case", NOT_WEIGHTS)
+def test_what_is_no_such_model_is_refused_by_its_true_cause(case: str, tmp_path: Path) -> None:
+    change, words = NOT_WEIGHTS[case]
+    content = change(perturbed("resnet20s").state_dict())
+    bad_input(lambda: models.load_peer(content, "resnet20s", num_classes=10), *words)
+    if "torchvision" not in case:
+        path = saved(tmp_path / "ckpt.pth", content)
+        bad_input(lambda: models.load_peer(path, "resnet20s", num_classes=10), str(path), *words)
+
+
+def test_a_whole_pickled_model_is_told_from_other_objects(tmp_path: Path) -> None:
+    path = saved(tmp_path / "model.pt", perturbed("resnet20s"))
+    bad_input(lambda: models.load_peer(path, "resnet20s"), "a whole pickled model, of class models.resnet.CifarResNet")
+    saved(path, {"args": pathlib.PurePosixPath("x")})
+    message = bad_input(lambda: models.load_peer(path, "resnet20s"), "PurePosixPath")
+    assert "whole pickled" not in message
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    bad_input(lambda: models.load_peer(fifo, "resnet20s"), "a pipe")

@@ -14,9 +14,9 @@ from conftest import TinyNet, equal, make_data, quiet_runtime, snapshot
 from torch import nn
 
 from dataset import Data, Loader
-from pruner.mask import as_mask, both, largest
+from pruner.mask import both, largest
 from trainer import cross_entropy
-from unlearn.saliency import SaliencyConfig, find_mask, saliency
+from unlearn.saliency import SaliencyConfig, find_mask, mask_in, saliency
 from utils import BadInput, Mask, Run, RunConfig, Runtime
 
 Scores = dict[str, torch.Tensor]
@@ -190,14 +190,28 @@ def test_own_and_published_masks_are_read(model: TinyNet) -> None:
     mask = largest(scores, (0.5,))[0.5]
     for kind in (torch.bool, torch.int64, torch.float32):
         content = {name: mask[name].to(kind) for name in reversed(mask)}
-        found = as_mask(content, model, HERE)
+        found = mask_in(content, model, HERE)
         assert equal(found, mask) and all(part.dtype == torch.bool for part in found.values())
 
 
+def test_masks_are_read_out_of_what_others_wrap_them_in(model: TinyNet) -> None:
+    """By the reader of checkpoints: DataParallel's names, a dict around it, a profiler's counts."""
+    mask = largest({name: p.detach().abs() for name, p in model.named_parameters()}, (0.5,))[0.5]
+    parallel = {f"module.{name}": part.float() for name, part in mask.items()}
+    for content in (parallel, {"state_dict": mask, "epoch": 3}, {"mask": parallel}, {"model": parallel, "acc": 1.0},
+                    {**mask, "total_ops": torch.zeros(1), "conv.total_params": torch.zeros(1)},
+                    {f"_orig_mod.model.{name}": part.long() for name, part in mask.items()}):
+        assert equal(mask_in(content, model, HERE), mask)
+
+
 def spoilt(content: dict[str, Any], how: str) -> Any:
-    if how in ("list", "checkpoint"):
-        return [*content.values()] if how == "list" else {"state_dict": content, "epoch": 3}
-    if how == "missing":
+    if how == "list":
+        return [*content.values()]
+    if how == "checkpoint":
+        return {"state_dict": {**TinyNet().state_dict()}, "epoch": 3}
+    if how == "sparse":
+        content["fc.weight"] = content["fc.weight"].float().to_sparse()
+    elif how == "missing":
         del content["bn.bias"]
     elif how == "extra":
         content["head.weight"] = torch.ones(3)
@@ -212,7 +226,8 @@ def spoilt(content: dict[str, Any], how: str) -> Any:
 
 
 @pytest.mark.parametrize(("how", "says"), [
-    ("list", "is no saliency mask"), ("checkpoint", "is no saliency mask"),
+    ("list", "is no saliency mask"), ("checkpoint", "the weights of a model and no mask; give it by --checkpoint"),
+    ("sparse", "fc.weight is a sparse tensor"),
     ("missing", "another model .1 parameters differ, such as bn.bias"), ("extra", "such as head.weight"),
     ("shape", "such as conv.weight"), ("classes", "2 parameters differ, such as fc"),
     ("soft", "other than 0 and 1"), ("two", "other than 0 and 1"), ("negative", "other than 0 and 1"),
@@ -220,7 +235,7 @@ def spoilt(content: dict[str, Any], how: str) -> Any:
 def test_mask_that_does_not_fit_is_refused(how: str, says: str, model: TinyNet) -> None:
     content = spoilt({name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}, how)
     with pytest.raises(BadInput, match=says) as raised:
-        as_mask(content, model, HERE)
+        mask_in(content, model, HERE)
     assert str(raised.value).startswith(str(HERE)) and "\n" not in str(raised.value)
     assert "generate_mask.py" in str(raised.value)
 

@@ -35,6 +35,8 @@ PAIRS = {name: ({"solver": "lissa"}, {"solver": "lissa", name: 0.5 if name != "s
          for name in ("solver_steps", "solver_tolerance", "lissa_scale")} | {
          "subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
          "shard": ({}, {"shard": "1/2"}),
+        **{name: ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, name: (0.25,) * 3})
+           for name in ("mean", "std")},
          "influence_above": ({"influence": True}, {"influence": True, "influence_above": 0.5})}
 
 
@@ -48,7 +50,7 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
         return (1,) if kind is int else (0.25,)
     if kind is bool:
         return not default
-    if kind is str:
+    if issubclass(kind, str):
         return "elsewhere"
     if kind is int:
         return int(max(default or 0, meta["low"])) + 1

@@ -13,8 +13,9 @@ from torch import nn
 
 import models
 from dataset import Data
+from evaluation.accuracy import standing
 from groups import Chosen, ForgetConfig, given
-from models import ModelConfig
+from models import ModelConfig, Original
 from pruner.mask import both
 from trainer import predict
 from unlearn.plan import Plan, grouped, purpose_of, read_requests, retained
@@ -67,12 +68,12 @@ def requests(plan: Plan, data: Data, forget: ForgetConfig) -> list[Request]:
 class Chain:
     """The model on its way through the steps of one request after another.
 
-    file: of the model as it stands, read when it is needed; facts: what tells this chain from others, the original first;
-    each step's run is found by it. seconds, rows: of the request at work. diverged: why a step broke the model, which the
-    steps after it then leave as it is.
+    original: what it starts from, and start: how that stood; file: of the model as it is now, read when it is needed; facts:
+    what tells this chain from others, the original first; each step's run is found by it. seconds, rows: of the request at
+    work. diverged: why a step broke the model, which the steps after it then leave as it is.
     """
 
-    file: Path
+    original: Original
     where: RunConfig
     config: ModelConfig
     settings: dict[str, Config]
@@ -81,7 +82,20 @@ class Chain:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     diverged: str | None = None
+    file: Path = dataclasses.field(init=False)
+    start: dict[str, Any] | None = None
     _held: tuple[nn.Module, Mask | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.file = self.original.file
+
+    def _check_original(self, data: Data, rt: Runtime) -> None:
+        """Load the original, once, whether or not its model is the one that goes on: its record says how it stood."""
+        if self.start is None:
+            model, pruned, facts = models.load_original(self.original, self.config, data, rt)
+            self.start = standing(self.original, facts, model, data, rt)
+            if self.file == self.original.file:
+                self._held = model, pruned
 
     def model(self, data: Data, rt: Runtime) -> tuple[nn.Module, Mask | None]:
         """The model as it stands, and the mask of its pruned weights."""
@@ -109,6 +123,7 @@ class Chain:
     def follow(self, plan: Plan, request: Request, rt: Runtime) -> None:
         """Take every step of the plan; a step that has a finished record is read from it."""
         self.rows, self.seconds = [], {}
+        self._check_original(request.data, rt)
         for number, step in enumerate(plan.steps):
             told = self.told + self._tell(plan, request)[: number + 1]
             key = request.data.splits.data_key  # a published original has no record that the data are checked against
@@ -152,7 +167,7 @@ class Chain:
 
     def outcome(self) -> dict[str, Any]:
         """What the request's record says of its steps."""
-        return {"rows": self.rows} | ({} if self.diverged is None else {"diverged": self.diverged})
+        return {"original": self.start, "rows": self.rows} | ({} if self.diverged is None else {"diverged": self.diverged})
 
 
 def at_step(plan: Plan, request: Request, number: int) -> Data:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dataset import Data, Loader
 from models import read_safely
+from models.unwrap import tensors
 from pruner.mask import as_mask, largest
 from utils import BadInput, Config, Mask, Run, Runtime, Saved, Unfinished, find_runs, hp, read_record, say, sha256
 
@@ -83,9 +84,18 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
     if (path.parent / "record.json").exists():
         record = read_record(path.parent).record
         seconds, mode = record["seconds"].get("mask", 0.0), record["settings"]["cfg"]["saliency_mode"]
-    mask = as_mask(read_safely(path), model, path)
+    mask = mask_in(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
     return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4), "saliency_mode": mode}, seconds
+
+
+def mask_in(content: Any, model: nn.Module, path: Path) -> Mask:
+    """The mask in a file's content, wrapped or not, for this very model (BadInput as ``as_mask``)."""
+    try:
+        parts = tensors(content, model.state_dict().keys())
+    except BadInput as error:
+        raise BadInput(f"{path} is no saliency mask: {error}; generate_mask.py writes with_<density>.pt") from error
+    return as_mask(parts, model, path)
 
 
 def _mask_file(path: Path, split_key: str, original: str) -> Path:

@@ -5,11 +5,11 @@ from utils.readers import UNREADABLE, load_arrays, open_regular, read_json, read
 from utils.runs import SCHEMA, Run, RunConfig, Saved, find_runs, read_record
 from utils.runtime import Mask, Runtime, RuntimeConfig
 from utils.settings import Config, Registry, did_you_mean, flag_words, hp
-from utils.words import BadInput, CannotWrite, Unfinished, as_line, say, shown
+from utils.words import BadInput, CannotWrite, Damaged, Mended, Unfinished, as_line, say, shown
 
 __all__ = [
-    "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Mask", "Registry", "Run", "RunConfig", "Runtime",
-    "RuntimeConfig", "Saved", "Unfinished", "as_line", "did_you_mean", "digest_of", "find_runs", "flag_words", "git_commit",
-    "hp", "load_arrays", "open_regular", "read_json", "read_record", "read_whole_numbers", "reading", "reason", "say",
-    "sha256", "shown", "write_atomic", "write_json",
+    "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Mask", "Mended", "Registry", "Run", "RunConfig",
+    "Runtime", "RuntimeConfig", "Saved", "Unfinished", "as_line", "did_you_mean", "digest_of", "find_runs", "flag_words",
+    "git_commit", "hp", "load_arrays", "open_regular", "read_json", "read_record", "read_whole_numbers", "reading", "reason",
+    "say", "sha256", "shown", "write_atomic", "write_json",
 ]

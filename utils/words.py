@@ -16,15 +16,30 @@ class CannotWrite(BadInput):
     """A full disk, or one closed to us; the run stays as it was, to go on once there is room."""
 
 
-class Unfinished(BadInput):
-    """What a stage needs was begun and not finished: the message ends where the command belongs that goes on with it.
+class Mended(BadInput):
+    """What the command of a run puts right: the message ends where that belongs, and whoever knows the flags adds it.
 
-    where: what was asked for. run: the folder and its record; whoever knows the stages' flags adds its command. more: others.
+    run: the folder and its record. again: whether the command is to repeat a finished run.
     """
 
+    def __init__(self, message: str, run: Any, again: bool) -> None:
+        super().__init__(message)
+        self.run, self.again = run, again
+
+
+class Unfinished(Mended):
+    """What a stage needs was begun and not finished. where: what was asked for; more: what else is there."""
+
     def __init__(self, where: str, run: Any, more: str = "") -> None:
-        super().__init__(f"{where}: {run.folder} is not finished ({run.record['status']}){more}; go on with it")
-        self.run = run
+        super().__init__(f"{where}: {run.folder} is not finished ({run.record['status']}){more}; go on with it", run, False)
+
+
+class Damaged(Mended):
+    """A file of a finished run is missing or cannot be read; the run has to be repeated."""
+
+    def __init__(self, file: Any, run: Any) -> None:
+        what = "cannot be read, or is damaged" if file.exists() else "is missing"
+        super().__init__(f"{file} {what}; repeat the run that wrote it with --force", run, True)
 
 
 def say(text: str) -> None:  # the only way anybody here speaks to the person at the terminal
