@@ -7,13 +7,15 @@ a chunk of the entanglement experiment for each.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sources.scores import POLARITY, PROXIES, arrays_in, read_scores
-from utils import BadInput, Config, hp, read_record, read_whole_numbers, reading, sha256
+from utils import BadInput, Config, hp, read_record, read_whole_numbers, reading, say, sha256
 
 LEVELS = ("low", "mid", "high")
 LAST_SEED = 2**32 - 1  # of numpy's RandomState, by which the published code cuts and draws
@@ -25,8 +27,8 @@ class ForgetConfig(Config):
     """Which training examples are to be forgotten; every method and retrain of one setting get the same set."""
 
     # what was asked for; runs are told apart by the set itself (its split_key), however it was named
-    split_seed: int = hp(1, "owns the choice of the forget set; one original serves any number of them", low=0,
-                         high=LAST_SEED, digest=False)
+    split_seed: int = hp(1, "owns the choice of the forget set, and the order in which equal scores are taken; one original "
+                         "serves any number of them", low=0, high=LAST_SEED, digest=False)
     num_indexes_to_replace: int | None = hp(None, "number of examples to forget", low=1, digest=False)
     forget_fraction: float | None = hp(None, "share of the candidates to forget, instead of a number", above=0, high=1,
                                        digest=False)
@@ -42,6 +44,8 @@ class ForgetConfig(Config):
                                  "and 14; -1: a third of each)", low=-1, digest=False)
     scores: str | None = hp(None, "file of the scores (.npz), a published one too; without it, found by its record",
                             digest=False)
+    any_scores: bool = hp(False, "take scores that are the same for all examples, whole numbers, or outside their definition",
+                          digest=False)
 
     @property
     def score(self) -> str | None:
@@ -69,7 +73,10 @@ class ForgetConfig(Config):
 
 class Chosen(NamedTuple):
     """forget: int64 ascending, into the training images; groups: name -> int64 ascending, disjoint, together the forget
-    set, or none; scores: name, path, sha256 of the score file and the seconds it took, or empty."""
+    set, or none; scores: name, path, sha256 of the score file, the seconds it took and ``ties``, or empty.
+
+    ties: of each group the examples that were drawn by lot, from all that have the one score at its edge.
+    """
 
     forget: np.ndarray
     groups: dict[str, np.ndarray]
@@ -93,11 +100,12 @@ def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> 
     """
     cfg.check(thirds)
     groups: dict[str, np.ndarray] = {}
+    ties: dict[str, int] = {}
     scores = _scores_of(cfg, pool) if cfg.score else None
     if cfg.forget_index is not None:
         gone = _read_indices(Path(cfg.forget_index), pool.train, len(pool.y))
     elif cfg.mem is not None or cfg.group_index is not None:
-        groups = _cut(cfg, pool, scores)
+        groups, ties = _cut(cfg, pool, scores)
         gone = np.sort(np.concatenate(list(groups.values())))
     else:
         gone = _draw_forget(cfg, pool)
@@ -106,73 +114,106 @@ def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> 
     ordered = cfg.score is not None and POLARITY[cfg.score] != 0
     if thirds and len(groups) < 2 and (ordered or not groups):  # a single chunk has no thirds, but may need none
         return given(cfg, pool, gone)
-    return Chosen(gone, groups, _facts(cfg) if scores is not None else {})
+    return Chosen(gone, groups, _facts(cfg, groups, ties) if scores is not None else {})
 
 
 def given(cfg: ForgetConfig, pool: Candidates, gone: np.ndarray) -> Chosen:
     """A forget set (int64, ascending) as it is, in thirds from the least to the most memorized where a score is named."""
     if not cfg.score:
         return Chosen(gone, {}, {})
-    return Chosen(gone, refine(_oriented(cfg.score, _scores_of(cfg, pool), gone), gone), _facts(cfg))
+    values = _oriented(cfg, _scores_of(cfg, pool), gone)
+    groups, ties = refine(values, gone, tie_order(len(pool.y), cfg.split_seed)[gone])
+    return Chosen(gone, groups, _facts(cfg, groups, ties))
 
 
 # ------------------------------------------------------------------------------------------------------------ groups
 
 
-def cut(values: np.ndarray, index: np.ndarray, size: int, middle: float) -> dict[str, np.ndarray]:
-    """Low, mid and high: ``size`` examples each, disjoint; equal values are taken in the order of their index.
+class Cut(NamedTuple):
+    """groups: low, mid and high, int64 ascending and disjoint; ties: of each the number that was drawn by lot, from among
+    all examples that have the same score as the last one that belongs to it."""
+
+    groups: dict[str, np.ndarray]
+    ties: dict[str, int]
+
+
+def tie_order(total: int, split_seed: int) -> np.ndarray:
+    """The place of each of all training images (int64 [total]) in the one random order in which equal scores are taken.
+
+    Data often lie class by class; by index, the least memorized would be of the first classes. numpy keeps RandomState's
+    numbers as they are, so that the sets stay the same in later versions.
+    """
+    return np.random.RandomState([split_seed, 0x74696573]).permutation(total)
+
+
+def cut(values: np.ndarray, index: np.ndarray, sizes: Mapping[str, int], middle: float, order: np.ndarray) -> Cut:
+    """Low, mid and high of these sizes, disjoint.
 
     High is cut first, low from what is left, then mid as the nearest to ``middle``.
 
     Args:
         values: float64 [n], larger = more memorized; index: int64 [n], ascending.
+        order: int64 [n], all different; equal values are taken from the smallest on.
     """
-    if 3 * size > len(index):
-        raise BadInput(f"three groups of {size} examples need {3 * size}; there are {len(index)} training examples")
+    if sum(sizes.values()) > len(index):
+        raise BadInput(f"groups of {', '.join(str(sizes[level]) for level in LEVELS)} examples need {sum(sizes.values())}; "
+                       f"there are {len(index)} training examples")
     left = np.arange(len(index))
-    found = {}
+    groups, ties = {}, {}
     for level, key in (("high", -values), ("low", values), ("mid", np.abs(values - middle))):
-        chosen = left[np.argsort(key[left], kind="stable")[:size]]
-        found[level] = np.sort(index[chosen])
-        left = np.setdiff1d(left, chosen)
-    return {level: found[level] for level in LEVELS}
+        ranked = left[np.lexsort((order[left], key[left]))]
+        groups[level] = np.sort(index[ranked[: sizes[level]]])
+        ties[level] = _by_lot(key[ranked], 0, sizes[level])
+        left = np.sort(ranked[sizes[level] :])
+    return Cut({level: groups[level] for level in LEVELS}, {level: ties[level] for level in LEVELS})
 
 
-def refine(values: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+def _by_lot(ranked: np.ndarray, start: int, end: int) -> int:
+    """How many of the places ``start`` to ``end`` of ascending values hold a value that other places hold too."""
+    inside = ranked[start:end]
+    shared = [value for value, other in ((inside[:1], ranked[:start]), (inside[-1:], ranked[end:])) if np.isin(value, other)]
+    return int(np.isin(inside, shared).sum())
+
+
+def refine(values: np.ndarray, index: np.ndarray, order: np.ndarray) -> Cut:
     """A given forget set in thirds, from the least to the most memorized; sizes differ by one at most.
 
     Args:
-        values: float64 [n], larger = more memorized; index: int64 [n], ascending.
+        values, index, order: as in ``cut``.
     """
     if len(index) < 3:
         raise BadInput(f"a forget set of {len(index)} examples has no thirds; forget three or more")
-    parts = np.array_split(np.argsort(values, kind="stable"), 3)
-    return {level: np.sort(index[part]) for level, part in zip(LEVELS, parts, strict=True)}
+    ranked = np.lexsort((order, values))
+    ends = np.cumsum([0, *thirds(len(index)).values()])
+    parts = dict(zip(LEVELS, itertools.pairwise(ends), strict=True))
+    return Cut({level: np.sort(index[ranked[a:b]]) for level, (a, b) in parts.items()},
+               {level: _by_lot(values[ranked], a, b) for level, (a, b) in parts.items()})
 
 
-def third_of(number: int) -> int:
-    if number % 3:
-        raise BadInput(f"--num_indexes_to_replace {number} has no equal thirds; take {number - number % 3} or "
-                       f"{number - number % 3 + 3}")
-    return number // 3
+def thirds(number: int) -> dict[str, int]:
+    """The sizes of low, mid and high, together ``number``: what is left over goes to low, then to mid.
+
+    As published, where low gets the one that is left over of 1,000; of two the published code takes only one.
+    """
+    if number < len(LEVELS):
+        raise BadInput(f"--num_indexes_to_replace {number} has no thirds; take {len(LEVELS)} or more")
+    return {level: (number + len(LEVELS) - 1 - place) // len(LEVELS) for place, level in enumerate(LEVELS)}
 
 
-def _cut(cfg: ForgetConfig, pool: Candidates, scores: np.ndarray) -> dict[str, np.ndarray]:
-    number = cfg.num_indexes_to_replace
-    mixed = cfg.mem == "mix" or cfg.group_index == -1
-    size = third_of(number) if mixed else number
+def _cut(cfg: ForgetConfig, pool: Candidates, scores: np.ndarray) -> Cut:
+    number, mixed = cfg.num_indexes_to_replace, cfg.mem == "mix" or cfg.group_index == -1
+    sizes = thirds(number) if mixed else dict.fromkeys(LEVELS, number)
     if cfg.score == "es":
-        groups = _es_groups(cfg, pool, size)
-    else:
-        values = _oriented(cfg.score, scores, pool.train)
-        middle = 0.5 if cfg.score == "memorization" else float(np.median(values))  # proxies have no scale of their own
-        groups = cut(values, pool.train, size, middle)
-        groups = groups if mixed else {cfg.mem: groups[cfg.mem]}
-    return groups
+        return _es_groups(cfg, pool, sizes)
+    values = _oriented(cfg, scores, pool.train)
+    middle = 0.5 if cfg.score == "memorization" else float(np.median(values))  # proxies have no scale of their own
+    found = cut(values, pool.train, sizes, middle, tie_order(len(pool.y), cfg.split_seed)[pool.train])
+    return found if mixed else Cut({cfg.mem: found.groups[cfg.mem]}, {cfg.mem: found.ties[cfg.mem]})
 
 
-def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _oriented(cfg: ForgetConfig, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Scores of some training examples, larger = more memorized."""
+    name = cfg.score
     if POLARITY[name] == 0:
         raise BadInput(f"--mem_proxy {name} is about groups and orders no examples; with it choose the set by --mem")
     values = POLARITY[name] * scores[index]
@@ -182,8 +223,8 @@ def _oriented(name: str, scores: np.ndarray, index: np.ndarray) -> np.ndarray:
     return values
 
 
-def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.ndarray]:
-    """The ``size`` examples of each chunk that are nearest to the centroid."""
+def _es_groups(cfg: ForgetConfig, pool: Candidates, sizes: Mapping[str, int]) -> Cut:
+    """The examples of each chunk that are nearest to the centroid, as many as ``sizes`` has for its level."""
     names = ["group", "distance", "levels", "chunk_es"]
     found, _ = arrays_in(Path(cfg.scores), names)
     missing = set(names) - set(found)
@@ -199,22 +240,32 @@ def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.n
     if cfg.group_index == -1 and count <= max(ES_CHUNKS):
         raise BadInput(f"--group_index -1 means the published chunks {ES_CHUNKS} of 15; {cfg.scores} has {count} chunks")
     if cfg.group_index == -1:  # their labels go by what was measured, which does not rise with the distance
-        levels = sorted(ES_CHUNKS, key=lambda chunk: measured[chunk])
+        levels, sizes = sorted(ES_CHUNKS, key=lambda chunk: measured[chunk]), _equal(sizes)
     chunks = dict(zip(LEVELS, map(int, levels), strict=True))
     if cfg.mem in LEVELS:
         chunks = {cfg.mem: chunks[cfg.mem]}
     elif cfg.group_index not in (None, -1):
         chunks = {str(cfg.group_index): cfg.group_index}
-    found = {}
+    found, order = Cut({}, {}), tie_order(len(pool.y), cfg.split_seed)
     for name, chunk in chunks.items():
         if chunk >= count:
             raise BadInput(f"there is no chunk {chunk}: {cfg.scores} has the chunks 0-{count - 1}")
-        members = pool.train[group[pool.train] == chunk]
+        members, size = pool.train[group[pool.train] == chunk], sizes.get(name, cfg.num_indexes_to_replace)
         if size > len(members):
             raise BadInput(f"chunk {chunk} has {len(members)} examples, not {size}; forget fewer, or make larger chunks by "
                            "--es_chunks")
-        found[name] = np.sort(members[np.argsort(distance[members], kind="stable")[:size]])
+        ranked = members[np.lexsort((order[members], distance[members]))]
+        found.groups[name], found.ties[name] = np.sort(ranked[:size]), _by_lot(distance[ranked], 0, size)
     return found
+
+
+def _equal(sizes: Mapping[str, int]) -> dict[str, int]:
+    """As many of each of the three published chunks: what is left over is left out, as published, and said."""
+    each, number = min(sizes.values()), sum(sizes.values())
+    if 3 * each < number:
+        say(f"notice: --group_index -1 takes equal thirds, as published: {each} examples of each chunk, {3 * each} of the "
+            f"{number} asked for")
+    return dict.fromkeys(LEVELS, each)
 
 
 # ------------------------------------------------------------------------------------------------------- score files
@@ -223,17 +274,27 @@ def _es_groups(cfg: ForgetConfig, pool: Candidates, size: int) -> dict[str, np.n
 def _scores_of(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
     if cfg.scores is None:
         raise BadInput(f"the scores '{cfg.score}' are missing; name their file by --scores")
-    return read_scores(Path(cfg.scores), cfg.score, pool.y, pool.images_key)
+    values = read_scores(Path(cfg.scores), cfg.score, pool.y, pool.images_key, "insist by --any_scores", cfg.any_scores)
+    own = values[pool.train]
+    if not cfg.any_scores and cfg.score != "es" and (own == own[0]).all():
+        raise BadInput(f"the scores '{cfg.score}' are {own[0]:g} for all {len(own)} training examples, so that groups would be "
+                       "drawn by lot; name other scores by --scores or --mem_proxy, or insist by --any_scores")
+    return values
 
 
-def _facts(cfg: ForgetConfig) -> dict[str, Any]:
+def _facts(cfg: ForgetConfig, groups: Mapping[str, np.ndarray], ties: dict[str, int]) -> dict[str, Any]:
     """What a record keeps of the scores; the seconds are those of all that had to be computed for them."""
+    for name, count in ties.items():
+        if 3 * count > len(groups[name]):
+            say(f"notice: {count} of the {len(groups[name])} examples of the group {name} have a score that others have too, "
+                f"and were drawn by lot (--split_seed {cfg.split_seed})")
     path, seconds = Path(cfg.scores), 0.0
     if (path.parent / "record.json").exists():
         spent = read_record(path.parent).record["seconds"]
         of_curvature = cfg.score == "loss_curvature" and path.name == "events.npz"
         seconds = sum(spent.get(name, 0.0) for name in (("curvature",) if of_curvature else ("events", "score", "pool")))
-    return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3)}
+    return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3),
+            "ties": ties}
 
 
 # ------------------------------------------------------------------------------------------- by number, class or file
@@ -259,7 +320,8 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
         return among
     if count > len(among):
         raise BadInput(f"--num_indexes_to_replace {count}: only {len(among)} training examples to draw from")
-    random = np.random.default_rng([cfg.split_seed, 0x666F7267])  # a stream apart from the validation split's
+    # as published, where the seed less 1 draws; seed 0, which is none there, is the last of RandomState's
+    random = np.random.RandomState((cfg.split_seed - 1) % (LAST_SEED + 1))
     return np.sort(random.choice(among, count, replace=False))
 
 

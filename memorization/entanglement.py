@@ -16,6 +16,7 @@ from torch import Tensor
 
 import models
 from dataset import Loader
+from groups import tie_order
 from memorization.registry import Job, score
 from models import Classifier
 from utils import BadInput, Config, Runtime, hp
@@ -132,7 +133,9 @@ def entanglement(job: Job, cfg: EsConfig) -> dict[str, np.ndarray]:
 
 
 def cut(found: Tensor, count: int, centre: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chunks of equal size by distance to the centroid, ties by index, and their ES against all other examples.
+    """Chunks of equal size by distance to the centroid, and their ES against all other examples.
+
+    Equal distances are taken in a random order, one for every request: the chunks are a score and no choice of what to forget.
 
     Args:
         found: features float [n, F].
@@ -143,7 +146,8 @@ def cut(found: Tensor, count: int, centre: str) -> tuple[np.ndarray, np.ndarray,
     origin = found.mean(0, dtype=torch.float64)
     blocks = found.split(max(1, len(found) // count))  # of float64 no more than a chunk at a time
     distance = torch.cat([(block.double() - origin).norm(dim=1) for block in blocks])
-    order = torch.sort(distance, stable=True).indices
+    mixed = torch.from_numpy(np.argsort(tie_order(len(found), 1))).to(distance.device)
+    order = mixed[torch.sort(distance[mixed], stable=True).indices]
     chunks = order[: len(order) // count * count].view(count, -1)
     sums = [Sums.of(found[members], origin) for members in (*chunks, order[chunks.numel():])]
     whole = sum(sums[1:], sums[0])

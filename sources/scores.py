@@ -39,17 +39,19 @@ def arrays_in(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray],
     return found, names
 
 
-def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None) -> np.ndarray:
+def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_key: str | None = None, insist: str = "",
+                any_values: bool = False) -> np.ndarray:
     """A score of every training image, float64 [N]; NaN where the file has none.
 
     Reads our own files and the published ones (``memorization``, or ``tr_mem`` with ``tr_labels``).
 
     Args:
         labels: int64 [N] of the data set, checked where the file holds labels.
-        images_key: of the data set, checked where the file holds one.
+        images_key: of the data set's training images, checked where the file holds one.
+        any_values: take whole numbers, and values outside the score's definition; insist: how the user asks for that.
 
     Raises:
-        BadInput: unreadable, no such score, another length, other labels, another data set.
+        BadInput: unreadable, no such score, another length, other labels, another data set, values that cannot be.
     """
     found, names = arrays_in(path, [*(key for key in (name, PUBLISHED.get(name)) if key), "labels", PUBLISHED["labels"],
                                     "images_key"])
@@ -58,8 +60,8 @@ def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_
         raise BadInput(f"{path} holds no '{name}' (it has {', '.join(names) or 'nothing'})")
     inside = [found[key] for key in ("labels", PUBLISHED["labels"]) if key in found]
     key = str(found["images_key"]) if "images_key" in found else None
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
-        raise BadInput(f"{path}: '{name}' must be one number for each training image; got {values.dtype} {values.shape}")
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise BadInput(f"{path}: '{name}' must be one real number for each training image; got {values.dtype} {values.shape}")
     advice = "take the scores of this data set (and the same --classes)"
     if labels is not None and len(values) != len(labels):
         raise BadInput(f"{path} has {len(values)} scores, the data set {len(labels)} training images; {advice}")
@@ -67,7 +69,21 @@ def read_scores(path: Path, name: str, labels: np.ndarray | None = None, images_
         raise BadInput(f"{path} is of another data set: its labels differ; {advice}")
     if key is not None and images_key is not None and key != images_key:
         raise BadInput(f"{path} is of another data set (images_key {key}, not {images_key}); {advice}")
+    if not any_values and (wrong := _wrong(name, values)):
+        raise BadInput(f"{path}: '{name}' {wrong}; is it another score's file?" + (f" If not, {insist}" if insist else ""))
     return values.astype(np.float64)
+
+
+def _wrong(name: str, values: np.ndarray) -> str:
+    """Why numbers cannot be this score, in words; "" where they can. What is not finite is not known."""
+    if values.dtype.kind in "iu" and name not in WHOLE:
+        return f"holds whole numbers ({values.dtype}), where the score is a real one"
+    low, high = BOUNDS.get(name, (-math.inf, math.inf))
+    found = values[np.isfinite(values)]
+    if len(found) and (found.min() < low - SLACK or found.max() > high + SLACK):
+        limits = f"{low:.4g} or more" if high == math.inf else f"{low:.4g} to {high:.4g}"
+        return f"goes from {found.min():.4g} to {found.max():.4g}, where the score is {limits}"
+    return ""
 
 
 def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Mapping[str, Any], parent: str | None) -> Path:

@@ -22,12 +22,20 @@ def tied(random: np.random.Generator, count: int) -> np.ndarray:
     return np.where(random.random(count) < 0.1, -random.random(count).round(2), values)
 
 
-def by_hand(values: np.ndarray, index: np.ndarray, size: int, middle: float) -> dict[str, list[int]]:
-    """Low, mid and high by sorting (key, index) pairs, each from what is left."""
+def places(total: int, seed: int = 1) -> list[int]:
+    """The place of each training image in the order in which equal scores are taken."""
+    return np.random.RandomState([seed, 0x74696573]).permutation(total).tolist()
+
+
+def by_hand(values: np.ndarray, index: np.ndarray, size: int | tuple[int, int, int], middle: float,
+            place: list[int]) -> dict[str, list[int]]:
+    """Low, mid and high by sorting (key, place, index), each from what is left; size: of each, or of low, mid and high."""
     left = dict(zip(index.tolist(), values.tolist(), strict=True))
+    low, mid, high = size if isinstance(size, tuple) else (size,) * 3
     found = {}
-    for level, key in (("high", lambda v: -v), ("low", lambda v: v), ("mid", lambda v: abs(v - middle))):
-        chosen = [i for _, i in sorted((key(value), i) for i, value in left.items())[:size]]
+    for level, number, key in (("high", high, lambda v: -v), ("low", low, lambda v: v),
+                               ("mid", mid, lambda v: abs(v - middle))):
+        chosen = [i for *_, i in sorted((key(value), place[i], i) for i, value in left.items())[:number]]
         found[level] = sorted(chosen)
         left = {i: value for i, value in left.items() if i not in chosen}
     return found
@@ -55,6 +63,7 @@ def write_scores(path: Path, seed: int, **changed: np.ndarray | None) -> Path:
     data, random = digits(), np.random.default_rng(seed)
     y = data.candidates.y
     content = {name: tied(random, len(y)) for name in ("memorization", "confidence", "entropy")}
+    content |= {name: np.abs(content[name]) for name in ("confidence", "entropy")}
     content |= {"labels": y, "images_key": np.array(data.splits.images_key), **changed}
     np.savez(path, **{name: value for name, value in content.items() if value is not None})
     return path

@@ -112,6 +112,44 @@ def test_forget_sets_have_their_size_and_classes(
     assert np.array_equal(other.val, splits.val) and (other.split_key == splits.split_key) != drawn
 
 
+@pytest.mark.parametrize("seed", [1, 2, 5])
+@pytest.mark.parametrize(("classes", "number"), [((-1,), 100), ((3,), 40), ((8, 0), 77), ((8, 0), None), ((-1,), 1)])
+def test_published_flags_give_the_published_forget_set(
+    seed: int, classes: tuple[int, ...], number: int | None, rt: Runtime, digits: sources.Arrays
+) -> None:
+    """The released code's steps in plain words: validation off by the seed, positions in what is left, drawn by seed - 1."""
+    y = digits.y_train
+    state, held_out = np.random.RandomState(seed), []
+    for label in range(max(y) + 1):
+        members = np.where(y == label)[0]
+        held_out.append(state.choice(members, int(0.1 * len(members)), replace=False))
+    left = sorted(set(range(len(y))) - set(np.hstack(held_out).tolist()))
+    targets = y[left]
+    positions = np.flatnonzero(np.ones_like(targets) if -1 in classes else np.isin(targets, classes))
+    if number is not None:
+        positions = np.random.RandomState(seed - 1).choice(positions, size=number, replace=False)
+    asked = {"class_to_replace": classes, "num_indexes_to_replace": number, "split_seed": seed}
+    assert load(rt, asked, val_seed=seed).splits.forget.tolist() == sorted(left[p] for p in positions)
+
+
+def test_seed_zero_draws_by_the_last_of_numpys_seeds(rt: Runtime) -> None:
+    """The released code has none for it; no other seed draws by that one."""
+    train = load(rt).splits.train
+    wanted = np.random.RandomState(2**32 - 1).choice(train, 9, replace=False)
+    assert load(rt, {"num_indexes_to_replace": 9, "split_seed": 0}).splits.forget.tolist() == sorted(wanted)
+    last = np.random.RandomState(2**32 - 2).choice(train, 9, replace=False)
+    assert load(rt, {"num_indexes_to_replace": 9, "split_seed": 2**32 - 1}).splits.forget.tolist() == sorted(last)
+
+
+@pytest.mark.parametrize(("fraction", "count", "wanted"), [
+    (0.1, 37, 4), (0.1, 34, 3), (0.3, 5, 2), (0.5, 7, 4), (0.29, 100, 29), (0.57, 100, 57), (1 / 3, 10, 3), (2 / 3, 10, 7),
+    (0.001, 100, 1), (0.96, 40, 38)])
+def test_a_share_of_the_candidates_is_rounded_to_the_nearest_number(fraction: float, count: int, wanted: int) -> None:
+    """Never cut off: 0.29 of a hundred is 28.999999999999996 in floating point."""
+    pool = groups.Candidates(np.zeros(count, int), np.arange(count), 1, "key")
+    assert len(groups.choose_forget(ForgetConfig(forget_fraction=fraction), pool).forget) == wanted
+
+
 def test_whole_classes_are_those_without_a_retained_example(
     rt: Runtime, digits: sources.Arrays, tmp_path: Path
 ) -> None:

@@ -30,8 +30,17 @@ scores file broken | forget | {ON_RUN} {HIGH} {halved_npz} | cannot read the sco
 scores file without a name | forget | {ON_RUN} {HIGH} {lone_array} | without a name & memorization
 scores file without the score | forget | {ON_RUN} {HIGH} {scores} --mem_proxy ho_ret | \
     holds no 'ho_ret' & memorization, confidence
-scores of two dimensions | forget | {ON_RUN} {HIGH} {flat_scores} | one number for each training image & (430, 2)
-scores of words | forget | {ON_RUN} {HIGH} {wordy_scores} | one number for each training image
+scores of two dimensions | forget | {ON_RUN} {HIGH} {flat_scores} | one real number for each training image & (430, 2)
+scores of words | forget | {ON_RUN} {HIGH} {wordy_scores} | one real number for each training image
+complex scores | forget | {ON_RUN} {HIGH} {complex_scores} | one real number for each & complex
+memorization above one | forget | {ON_RUN} {HIGH} {above_one} | 'memorization' goes from & to 1.5 & -1 to 1 & --any_scores
+memorization below minus one | rum | {ON_RAW} {HIGH} {below_minus_one} | -1.5 & -1 to 1 & --any_scores
+memorization in whole numbers | mask | --checkpoint {run} {HIGH} {whole_numbers} | whole numbers (int64) & --any_scores
+memorization all the same | forget | {ON_RUN} {HIGH} {all_the_same} | 0.25 for all 388 & by lot & --any_scores
+a share above one | forget | {ON_RUN} {HIGH} {percent} --mem_proxy confidence | 'confidence' goes from & 0 to 1 & --any_scores
+an entropy below zero | forget | {ON_RUN} {HIGH} {negative_entropy} --mem_proxy entropy | 'entropy' goes from & 0 or more
+compared with scores above one | memorization | --checkpoint {run} --mem_proxy confidence --scores {above_one} | \
+    'memorization' goes from & -1 to 1
 scores of pickled objects | forget | {ON_RUN} {HIGH} {pickled_scores} | cannot read the scores & Python objects
 labels of pickled objects | forget | {ON_RUN} {HIGH} {pickled_labels} | cannot read the scores
 chunks of pickled objects | forget | {ON_RUN} --group_index 2 {SOME} --scores {pickled_chunks} | cannot read the scores
@@ -47,12 +56,11 @@ several runs with the scores | forget | {ON_RUN} --mem high {SOME} --save_dir {t
     several runs have & first- & second- & --scores
 # groups
 groups larger than the data | forget | {ON_RUN} --mem high --num_indexes_to_replace 130 --scores {scores} | \
-    three groups of 130 & need 390 & 388
+    groups of 130, 130, 130 & need 390 & 388
 mix larger than the data | rum | {ON_RAW} --mem mix --num_indexes_to_replace 390 --scores {scores} | \
-    three groups of 130 & there are 388
-mix is unequal | rum | {ON_RAW} --mem mix --num_indexes_to_replace 31 --scores {scores} | 31 & no equal thirds & 30 or 33
-mix of chunks is unequal | forget | {ON_RUN} --group_index -1 --num_indexes_to_replace 20 --scores {chunks} | \
-    20 & no equal thirds & 18 or 21
+    groups of 130, 130, 130 & there are 388
+mix of two | rum | {ON_RAW} --mem mix --num_indexes_to_replace 2 --scores {scores} | 2 & no thirds & 3 or more
+mix of two in chunks | forget | {ON_RUN} --group_index -1 --num_indexes_to_replace 2 --scores {chunks} | 2 & no thirds
 chunk that does not exist | forget | {ON_RUN} --group_index 15 {SOME} --scores {chunks} | no chunk 15 & 0-14
 chunk below -1 | forget | {ON_RUN} --group_index -2 {SOME} --scores {chunks} | --group_index must lie in & -2
 chunk too small | forget | {ON_RUN} --group_index 4 --num_indexes_to_replace 27 --scores {chunks} | \
@@ -192,6 +200,27 @@ class GroupRoom(Room):
 
     def infinite(self) -> Path:
         return self.changed([0, 9], -np.inf)
+
+    def complex_scores(self) -> Path:
+        return self.scores(memorization=self.random.random(self.total) + 0j)
+
+    def above_one(self) -> Path:
+        return self.changed([3], 1.5)
+
+    def below_minus_one(self) -> Path:
+        return self.changed([3], -1.5)
+
+    def whole_numbers(self) -> Path:
+        return self.scores(memorization=self.random.integers(0, 2, self.total))
+
+    def all_the_same(self) -> Path:
+        return self.scores(memorization=np.full(self.total, 0.25))
+
+    def percent(self) -> Path:
+        return self.scores(confidence=100 * self.random.random(self.total))
+
+    def negative_entropy(self) -> Path:
+        return self.scores(entropy=-self.random.random(self.total))
 
     def random_npz(self) -> Path:
         return self.bytes("random.npz", self.random.bytes(900))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shell
 from pretended import change
-from scored import by_hand, digits, memorization_run, scored_original, tied
+from scored import by_hand, digits, memorization_run, places, scored_original, tied
 
 from dataset import DataConfig
 from memorization.report import memorization_of
@@ -100,7 +100,7 @@ def test_held_out_retraining_is_found_by_the_forget_stage(scored: tuple[Saved, P
     assert forgot.record["scores"]["path"] == str(run.folder / "scores.npz")
     with np.load(run.folder / "scores.npz") as file, np.load(forgot.folder / "splits.npz") as splits:
         values = file["ho_ret"][splits["train"]]
-        assert splits["forget"].tolist() == by_hand(values, splits["train"], 20, 0)["high"]
+        assert splits["forget"].tolist() == by_hand(values, splits["train"], 20, 0, places(len(file["ho_ret"])))["high"]
     other = shell.train(tmp_path / "other", 2)
     with pytest.raises(SystemExit):
         shell.forget(other, tmp_path, "raw", "--mem", "high", "--mem_proxy", "ho_ret", "--num_indexes_to_replace", 20)

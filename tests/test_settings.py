@@ -26,7 +26,7 @@ from utils import Config, Run, RunConfig, Runtime
 # what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
 OUTSIDE_THE_DIGEST = {
     "data", "download", "any_size", "num_classes", "progress", "save_dir", "force", "resume_every", "mia", "split_seed",
-    "mia_mode", "mia_draws", "mia_fits", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction",
+    "any_scores", "mia_mode", "mia_draws", "mia_fits", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction",
     "class_to_replace", "forget_index", "mem", "mem_proxy", "group_index", "scores", "plan", "plan_name", "order", "shuffle",
     "budget", "requests", "subsets",
     "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature", "rewind_pth"}

@@ -254,7 +254,8 @@ def grouped(plan: Plan, data: Data) -> dict[str, np.ndarray]:
     if plan.cfg.shuffle:
         # a stream of the split's own, so that the partition is the same for all methods and seeds
         random = np.random.default_rng([int(data.splits.split_key, 16), 0x73687566])
-        return refine(random.permutation(len(forget)).astype(np.float64), forget)
+        order = random.permutation(len(forget))
+        return refine(order.astype(np.float64), forget, order).groups
     found = data.splits.groups
     if set(found) != set(LEVELS):
         raise BadInput("say by what to refine the forget set: --mem mix (by memorization, or by --mem_proxy NAME), or "
