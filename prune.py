@@ -135,7 +135,7 @@ class Rounds:
             found = magnitude.random_scores(weights, self.rt.generator(f"{self.purpose}/random_prune/{number}"))
         else:
             found = magnitude.magnitudes(weights)
-        mask = magnitude.keep_largest(found, plan.shares[number], plan.prune_scope, before)
+        mask = magnitude.keep_largest(found, plan.rate, plan.prune_scope, before)
         if lost := magnitude.gone(mask):
             raise BadInput(f"{100 * (1 - plan.shares[number]):.8g} % sparsity leaves no weight in {', '.join(lost)}: prune "
                            f"less, or use --prune_scope layerwise_conv; what was trained stays in {runs[-1].folder}")

@@ -1,11 +1,11 @@
 """Pruning by magnitude: which weights are in scope, how many of them stay, and which these are.
 
-Shares and counts are those of the weights that stay, of all the weights in scope before any pruning.
+A rate is the share of the weights left that one prune takes, as published; counts are of the weights that stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,21 @@ def prunable(model: nn.Module, scope: str = "global_conv") -> dict[str, Tensor]:
     return {f"{name}.weight" if name else "weight": module.weight for name, module in layers}
 
 
-def kept_counts(weights: Mapping[str, Tensor], share: float, scope: str = "global_conv") -> dict[tuple[str, ...], int]:
-    """Groups of tensors that are ranked together -> how many of their weights stay: ``round(share * n)``."""
-    groups = [(name,) for name in weights] if scope.startswith("layerwise") else [tuple(weights)]
-    return {group: round(share * sum(weights[name].numel() for name in group)) for group in groups}
+def left_after(rate: float, count: int) -> int:
+    """How many of ``count`` weights a prune leaves: it takes ``round(rate * count)``, a half to the even number.
+
+    To the weight what torch.nn.utils.prune takes, by which the published code prunes, round after round off the survivors.
+    """
+    return count - round(rate * count)
 
 
-def keep_largest(scores: Mapping[str, Tensor], share: float, scope: str = "global_conv", free: Mask | None = None) -> Mask:
-    """The mask of a share's largest scores, True = stays; weights pruned before (``free`` False) never come back.
+def ranked_together(names: Iterable[str], scope: str = "global_conv") -> list[tuple[str, ...]]:
+    """Groups of tensors: each by itself, or all of them."""
+    return [(name,) for name in names] if scope.startswith("layerwise") else [tuple(names)]
+
+
+def keep_largest(scores: Mapping[str, Tensor], rate: float, scope: str = "global_conv", free: Mask | None = None) -> Mask:
+    """The mask that a prune at this rate leaves, True = stays; weights pruned before (``free`` False) never come back.
 
     The published rule (Jia et al., NeurIPS 2023, arXiv:2304.04934, section 3) with scores |w|, over all tensors together.
 
@@ -47,9 +54,10 @@ def keep_largest(scores: Mapping[str, Tensor], share: float, scope: str = "globa
         BadInput: a group is left with no weight, or the scores are not finite.
     """
     mask: Mask = {}
-    for group, count in kept_counts(scores, share, scope).items():
+    for group in ranked_together(scores, scope):
+        count = left_after(rate, sum(int(free[n].sum()) if free and n in free else scores[n].numel() for n in group))
         if not count:
-            raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves no weight in {', '.join(group[:3])}: prune less")
+            raise BadInput(f"a prune of {100 * rate:.8g} % leaves no weight in {', '.join(group[:3])}: prune less")
         part = None if free is None else {name: free[name] for name in group if name in free}
         mask |= top({name: scores[name] for name in group}, (count,), part)[0]
     return {name: mask[name] for name in scores}

@@ -80,7 +80,8 @@ class SynFlowConfig(AmountConfig):
 class Plan:
     """The trainings of an OMP or IMP run; its facts are in the record, from which ``of_record`` makes it again.
 
-    shares: of the weights in scope that each training has, the first being 1. file: hash of the --rewind_pth file, or None.
+    shares: of the weights in scope that each training has, the first being 1, but for the rounding of each prune. file: hash
+    of the --rewind_pth file, or None.
     """
 
     shares: tuple[float, ...]
@@ -143,10 +144,15 @@ class Plan:
         plan._check(epochs, schedule)
         return plan
 
+    @property
+    def rate(self) -> float | None:
+        """The share of the surviving weights that each prune takes; None where there is no prune."""
+        return round(1 - self.shares[1], DIGITS) if len(self.shares) > 1 else None
+
     def settings(self, cfg: PruneConfig) -> PruneConfig:
         """The settings with all three words for the amount filled in, so that records can be searched by any."""
-        rate = round(1 - self.shares[1], DIGITS) if len(self.shares) > 1 else None
-        return dataclasses.replace(cfg, rate=rate, pruning_times=len(self.shares), sparsity=round(1 - self.shares[-1], DIGITS))
+        sparsity = round(1 - self.shares[-1], DIGITS)
+        return dataclasses.replace(cfg, rate=self.rate, pruning_times=len(self.shares), sparsity=sparsity)
 
     def name(self) -> str:
         how = "dense" if len(self.shares) == 1 else "omp" if len(self.shares) == 2 else f"imp{len(self.shares)}"
@@ -167,12 +173,11 @@ class Plan:
     def check(self, model: nn.Module) -> None:
         """Refuse, before any training, shares that this network cannot have."""
         weights = magnitude.prunable(model, self.prune_scope)
-        before = magnitude.kept_counts(weights, 1.0, self.prune_scope)
-        for share in self.shares[1:]:
-            now = magnitude.kept_counts(weights, share, self.prune_scope)
-            for group, kept in now.items():
-                where = group[0] if len(group) == 1 else f"the {len(group)} layers in scope"
-                if not 0 < kept < before[group]:
-                    raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {kept} of {before[group]} weights in {where}, "
-                                   "which prunes all or nothing; choose another --rate or --sparsity, or fewer rounds")
-            before = now
+        for group in magnitude.ranked_together(weights, self.prune_scope):
+            count = before = sum(weights[name].numel() for name in group)
+            where = group[0] if len(group) == 1 else f"the {len(group)} layers in scope"
+            for share in self.shares[1:]:
+                count, before = magnitude.left_after(self.rate, count), count
+                if not 0 < count < before:
+                    raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {count} of {before} weights in {where}, which "
+                                   "prunes all or nothing; choose another --rate or --sparsity, or fewer rounds")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet import Projection
-from pruner.magnitude import gone, prunable
+from pruner.magnitude import gone, left_after, prunable
 from pruner.mask import top
 from utils import BadInput, Mask
 
@@ -61,28 +61,32 @@ def _reached(net: nn.Module, shape: Shape) -> bool:
     return bool(torch.autograd.grad(net(image).sum(), image)[0].any())
 
 
-def budget(model: nn.Module, share: float, spared: list[str]) -> int:
-    """How many convolution weights stay, the spared ones among them.
+def budget(model: nn.Module, share: float, rounds: int, spared: list[str]) -> list[int]:
+    """How many convolution weights stay after each round, the spared ones among them.
+
+    As published every round takes the rate 1 - share^(1 / rounds) off the survivors, rounded to whole weights.
 
     Raises:
         BadInput: nothing or everything stays, or the spared ones alone are as many.
     """
     sizes = {name: weight.numel() for name, weight in prunable(model).items()}
-    total, kept = sum(sizes.values()), round(share * sum(sizes.values()))
-    fixed = sum(sizes[name] for name in spared)
+    total, fixed = sum(sizes.values()), sum(sizes[name] for name in spared)
+    left = [total]
+    for _ in range(rounds):
+        left.append(left_after(1 - share ** (1 / rounds), left[-1]))
+    kept = left[-1]
     if not 0 < kept < total:
         raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {kept} of the {total} convolution weights; choose a "
                        "--rate or --sparsity between")
     if fixed and kept <= fixed:
         raise BadInput(f"--keep_shortcuts: the {fixed} weights on shortcuts are more than the {kept} that stay at "
                        f"{100 * (1 - share):.8g} % sparsity; leave the flag away or prune less")
-    return kept
+    return left[1:]
 
 
 def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: list[str]) -> Mask:
-    """The mask of ``share`` of the convolution weights after ``rounds`` rounds; the model is not changed.
-
-    After round i, ``share ** (i / rounds)`` of the weights stay, to the weight.
+    """The mask of ``share`` of the convolution weights after ``rounds`` rounds, as many as ``budget`` says; the model is not
+    changed.
 
     Args:
         shape: of an image, (colours, height, width).
@@ -91,17 +95,15 @@ def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: lis
     Raises:
         BadInput: see ``budget`` and ``scores``; or no path of weights is left from the image to the outputs.
     """
-    budget(model, share, spared)
+    counts = budget(model, share, rounds, spared)
     net = absolute(model)
     weights = prunable(net)
     fixed = sum(weights[name].numel() for name in spared)
-    total = sum(weight.numel() for weight in weights.values())
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     open_to = [name for name in weights if name not in spared]
-    for number in range(1, rounds + 1):
-        left = round(total * share ** (number / rounds)) - fixed
+    for count in counts:
         found = scores(net, shape)
-        mask |= top({name: found[name] for name in open_to}, (left,), {name: mask[name] for name in open_to})[0]
+        mask |= top({name: found[name] for name in open_to}, (count - fixed,), {name: mask[name] for name in open_to})[0]
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.masked_fill_(~mask[name], 0.0)

@@ -11,7 +11,7 @@ import pytest
 import shell
 import torch
 from planned import assert_as_if_never_stopped, assert_seconds_of_its_steps, forget, parts_of, same
-from scored import digits, scored_original
+from scored import digits, places, scored_original
 
 import trainer
 from dataset import Data
@@ -52,7 +52,8 @@ def test_requests_follow_one_another(scored: tuple[Saved, Path], tmp_path: Path)
     # the second request begins where the first ended
     assert same(seen[3]["before"], shell.weights(first)) and same(seen[0]["before"], shell.weights(scored[0]))
     scores, train = np.load(scored[1])["memorization"], set(ours["train"].tolist())
-    order = sorted(lists[1].tolist(), key=lambda i: (scores[i], i))
+    place = places(len(scores))
+    order = sorted(lists[1].tolist(), key=lambda i: (scores[i], place[i]))
     thirds, gone = [order[:5], order[5:10], order[10:]], set(lists[0].tolist())
     for step, own in zip(seen[3:], thirds, strict=True):
         gone |= set(own)

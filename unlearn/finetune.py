@@ -110,22 +110,22 @@ def alternate(task: Task, cfg: AlternatingConfig) -> None:
     prunes = (cfg.unlearn_epochs + 1) // 2  # as many as the published exponent, (E - 1) // 2 + 1, counts
     for epoch in task.epochs(cfg, opt, keep):
         if epoch % 2 == 0:
-            keep["mask"] = _smallest_off(task, weights, (1 - cfg.rate) ** ((epoch // 2 + 1) / prunes), keep.get("mask"))
+            keep["mask"] = _smallest_off(task, weights, 1 - (1 - cfg.rate) ** (1 / prunes), keep.get("mask"))
         task.prune(keep["mask"])
         opt.hold(task.pruned)
         task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))
 
 
-def _smallest_off(task: Task, weights: dict[str, Tensor], share: float, before: Mask | None) -> Mask:
-    """The mask, True = stays, of a share of the free weights at first: the largest of those that are still there.
+def _smallest_off(task: Task, weights: dict[str, Tensor], rate: float, before: Mask | None) -> Mask:
+    """The mask, True = stays, that a prune of this rate leaves: the largest of the free weights that are still there.
 
     What the masks hold cannot be pruned here: it is pruned already, or must not change.
     """
     held = {name: ~task.free(name) for name in weights}
-    count = round(share * sum(int((~part).sum()) for part in held.values()))
+    still = both({name: ~part for name, part in held.items()}, before)
+    count = magnitude.left_after(rate, sum(int(still[name].sum()) for name in held))
     if not count:
         task.refuse("--rate leaves no weight of the convolutions; prune less")
-    still = both({name: ~part for name, part in held.items()}, before)
     mask = {name: part | held[name] for name, part in top(magnitude.magnitudes(weights), (count,), still)[0].items()}
     if lost := magnitude.gone(mask):
         task.refuse(f"--rate leaves no weight in {', '.join(lost)}; prune less")
