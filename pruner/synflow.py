@@ -74,7 +74,7 @@ def budget(model: nn.Module, share: float, rounds: int, spared: list[str]) -> li
     left = [total]
     for _ in range(rounds):
         left.append(left_after(1 - share ** (1 / rounds), left[-1]))
-    kept = left[-1]
+    kept = left[-1] if round(share * total) else 0  # of a few survivors a round takes none, and all the rounds never the last
     if not 0 < kept < total:
         raise BadInput(f"{100 * (1 - share):.8g} % sparsity leaves {kept} of the {total} convolution weights; choose a "
                        "--rate or --sparsity between")
