@@ -69,11 +69,14 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     groups, chosen = stages.chosen(stage, _choice(stage, chooser, argv))
     if chooser == "method" and chosen is None and "plan" not in groups and not {"-h", "--help"} & set(argv):
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
+    argv = stages.without(argv, stages.idle_in(groups))
     typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed, given)
     configs = {group: _made(stage, group, config, values[group]) for group, config in groups.items()}
+    for flag, why in stages.idle_beside(configs, typed).items():
+        say(f"notice: --{flag} has no effect: {why}")
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()
     args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)

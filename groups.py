@@ -252,8 +252,8 @@ def _es_groups(cfg: ForgetConfig, pool: Candidates, sizes: Mapping[str, int]) ->
             raise BadInput(f"there is no chunk {chunk}: {cfg.scores} has the chunks 0-{count - 1}")
         members, size = pool.train[group[pool.train] == chunk], sizes.get(name, cfg.num_indexes_to_replace)
         if size > len(members):
-            raise BadInput(f"chunk {chunk} has {len(members)} examples, not {size}; forget fewer, or make larger chunks by "
-                           "--es_chunks")
+            raise BadInput(f"chunk {chunk} has {len(members)} examples, not {size}; forget fewer, or make fewer, larger "
+                           "chunks by main_memorization.py --score es --es_chunks N")
         ranked = members[np.lexsort((order[members], distance[members]))]
         found.groups[name], found.ties[name] = np.sort(ranked[:size]), _by_lot(distance[ranked], 0, size)
     return found

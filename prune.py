@@ -137,8 +137,9 @@ class Rounds:
             found = magnitude.magnitudes(weights)
         mask = magnitude.keep_largest(found, plan.rate, plan.prune_scope, before)
         if lost := magnitude.gone(mask):
-            raise BadInput(f"{100 * (1 - plan.shares[number]):.8g} % sparsity leaves no weight in {', '.join(lost)}: prune "
-                           f"less, or use --prune_scope layerwise_conv; what was trained stays in {runs[-1].folder}")
+            helps = "prune less, or use --prune_scope layerwise_conv" if self.part == "train" else "leave --own_pruning away"
+            raise BadInput(f"{100 * (1 - plan.shares[number]):.8g} % sparsity leaves no weight in {', '.join(lost)}: {helps}; "
+                           f"what was trained stays in {runs[-1].folder}")
         return mask
 
     def _rewound(self, runs: list[Run], fresh: nn.Module) -> nn.Module:

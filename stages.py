@@ -31,6 +31,7 @@ NO_EFFECT = {
     "workers": "images are on the device, there are no workers",
     "print_freq": "progress is shown once an epoch",
 }
+EPOCHS = ("epochs", "unlearn_epochs", "pool_epochs", "ft_epochs")  # by one of which a method or score says that it trains
 SWITCHES = ("aug", "no_aug", "sequential")  # of the flags without effect, those that take no value
 _CHOSEN_LATER = {"split_seed": "the forget set is chosen in a later stage; --val_seed owns the validation split"}
 NO_EFFECT_IN = {"train": _CHOSEN_LATER, "imp": _CHOSEN_LATER, "memorization": _CHOSEN_LATER,
@@ -177,26 +178,53 @@ def flags_of(stage: str) -> set[str]:
 def spelled(stage: str, argv: Sequence[str]) -> list[str]:
     """Our spelling of the flags: - as _, published aliases (announced), and flags without effect left out (announced)."""
     out: list[str] = []
-    tokens = list(argv)
-    drop = {**NO_EFFECT, **NO_EFFECT_IN.get(stage, {})}
     aliases = {} if stage.startswith("analysis") else {**ALIASES, **ALIASES_IN.get(stage, {})}
-    while tokens:
-        token = tokens.pop(0)
-        if not token.startswith("--"):
-            out.append(token)
-            continue
+    for token in argv:
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
-        if name in drop:
-            if not equals and name not in SWITCHES and tokens and not tokens[0].startswith("--"):
-                tokens.pop(0)
-            say(f"notice: --{name} has no effect: {drop[name]}")
-            continue
-        if name in aliases:
+        if token.startswith("--") and name in aliases:
             say(f"notice: --{name} is taken as --{aliases[name]}")
             name = aliases[name]
-        out.append(f"--{name}{equals}{value}")
+        out.append(f"--{name}{equals}{value}" if token.startswith("--") else token)
+    return without(out, {**NO_EFFECT, **NO_EFFECT_IN.get(stage, {})})
+
+
+def without(argv: Sequence[str], reasons: Mapping[str, str]) -> list[str]:
+    """The words without some flags and their values, each of which is announced with its reason."""
+    out: list[str] = []
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        name, equals, _ = token[2:].partition("=")
+        if not token.startswith("--") or name not in reasons:
+            out.append(token)
+            continue
+        if not equals and name not in SWITCHES and tokens and not tokens[0].startswith("--"):
+            tokens.pop(0)
+        say(f"notice: --{name} has no effect: {reasons[name]}")
     return out
+
+
+def idle_in(groups: Mapping[str, type[Config]]) -> dict[str, str]:
+    """Flags that a stage has, but that its method or score has no use for, with the reason."""
+    own = [field.name for group in ("cfg", "plant") if group in groups for field in dataclasses.fields(groups[group])]
+    if "rt" not in groups or "plan" in groups or set(own) & set(EPOCHS):
+        return {}
+    return {name: "nothing is trained here" for name in ("aug", "no_aug", "compile", "resume_every")}
+
+
+def idle_beside(configs: Mapping[str, Config], typed: Mapping[str, Any]) -> dict[str, str]:
+    """Typed flags that other settings leave without effect, with the reason."""
+    found: dict[str, str] = {}
+    for config in configs.values():
+        if getattr(config, "schedule", "step") != "step":
+            found |= dict.fromkeys(("decreasing_lr", "lr_gamma"), f"it is of --schedule step, and this is {config.schedule}")
+    forget = configs.get("forget")
+    if forget is not None and forget.forget_index is not None:
+        found["split_seed"] = "--forget_index names the whole forget set"
+    if forget is not None and forget.score is None:
+        found["any_scores"] = "no scores cut this forget set"
+    return {name: why for name, why in found.items() if name in typed}
 
 
 def peek(argv: Sequence[str], name: str) -> str | None:

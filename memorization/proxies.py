@@ -70,11 +70,11 @@ class CurvatureConfig(Config):
             raise BadInput("--h is of --curvature final; what the training recorded has its own step, leave --h away")
 
 
-def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
+def recorded(job: Job, name: str, command: str = "python main_train.py") -> np.ndarray:
     """A score that the original's training recorded, float32 [N]; NaN for images it was not shown.
 
     Args:
-        flag: of main_train.py, without which it does not record this.
+        command: that records it.
 
     Raises:
         BadInput: nothing recorded (with the command that does it), or of another data set.
@@ -84,8 +84,7 @@ def recorded(job: Job, name: str, flag: str = "") -> np.ndarray:
     if stage != "train":
         raise BadInput(f"'{name}' is recorded while an original is trained, and {original.folder} is of a {stage} run; name "
                        "the original by --checkpoint, or use ho_ret or loss_curvature, which are of any model")
-    advice = (f"'{name}' is recorded while the original is trained: repeat that by python main_train.py {flag}--force with its "
-              "settings")
+    advice = (f"'{name}' is recorded while the original is trained: repeat that by {command} --force with its settings")
     if not path.is_file():
         raise BadInput(f"there is no {path}; {advice}")
     labels = job.data.images.y.cpu().numpy()
@@ -186,7 +185,7 @@ def fine_tune(job: Job, cfg: HeldOutConfig, model: nn.Module, mask: dict[str, Te
 def loss_curvature(job: Job, cfg: CurvatureConfig) -> dict[str, np.ndarray]:
     """Curvature of the loss around each image, along the sign of its gradient."""
     if cfg.curvature == "recorded":
-        return {"loss_curvature": recorded(job, "loss_curvature", "--record_curvature ")}
+        return {"loss_curvature": recorded(job, "loss_curvature", "python main_train.py --record_curvature")}
     model = job.model().requires_grad_(False)
     found = [curvature(model, batch.x, batch.y, cfg.h) for batch in whole(job.data)]
     return {"loss_curvature": torch.cat(found).cpu().numpy()}

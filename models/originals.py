@@ -23,7 +23,9 @@ from utils import (
     Unfinished,
     find_runs,
     flag_words,
+    open_regular,
     read_record,
+    reading,
     say,
     sha256,
 )
@@ -170,11 +172,11 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
 
 def _named(path: Path) -> Original:
     """The original in a file or in a run folder."""
-    if path.is_file():
+    if not path.is_dir():
+        with reading(f"--checkpoint {path}", "main_train.py writes <run>/model.pt"):
+            open_regular(path).close()
         whole = path.name == "model.pt" and (path.parent / "record.json").exists()
         return _clean(Original(*read_record(path.parent)) if whole else Original(path, record_inside(path)))
-    if not path.is_dir():
-        raise BadInput(f"--checkpoint {path}: no such file or folder; main_train.py writes <run>/model.pt")
     run = read_record(path)
     if run.record["status"] != "done":
         raise Unfinished(f"--checkpoint {path}", run)

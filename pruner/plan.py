@@ -49,6 +49,13 @@ class PruneConfig(AmountConfig):
     prune_scope: str = hp("global_conv", "all convolutions ranked together (published), each by itself, or linear layers "
                           "too", choices=magnitude.SCOPES)
 
+    def check_dense(self) -> None:
+        """Refuse what is about pruning where nothing is pruned; --rewind_epoch writes the weights for later prunes."""
+        default = type(self)()
+        for name in ("rewind_pth", "rewind_schedule", "random_prune", "prune_scope"):
+            if getattr(self, name) != getattr(default, name):
+                raise BadInput(f"--sparsity 0 prunes nothing, so that --{name} has no effect; leave one of the two away")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SynFlowConfig(AmountConfig):
@@ -108,6 +115,8 @@ class Plan:
         prunes = times - 1 if cfg.sparsity is not None else 1
         shares = tuple(round((1 - taken) ** (number / max(1, prunes)), DIGITS) for number in range(times))
         file = cfg.rewind_pth
+        if times == 1:
+            cfg.check_dense()
         if file is not None:
             with reading(f"--rewind_pth {file}", "the folder of a dense round holds rewind.pt"):
                 open_regular(Path(file)).close()
@@ -141,7 +150,12 @@ class Plan:
             raise BadInput("--own_pruning: the original was rewound to a file, which may have seen the forget set; leave the "
                            "flag away")
         plan = cls(**{**facts, "shares": tuple(facts["shares"])})
-        plan._check(epochs, schedule)
+        try:
+            plan._check(epochs, schedule)
+        except BadInput:
+            raise BadInput(f"--own_pruning: the original went back to its epoch {plan.rewind_epoch} and trained on as its own "
+                           f"--epochs and --schedule allowed, which {epochs} epochs under {schedule} do not: leave "
+                           "--unlearn_epochs and --schedule away, or --own_pruning") from None
         return plan
 
     @property

@@ -107,7 +107,7 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
             raise BadInput(f"'{name}' is recorded while an original is trained, and there is no events.npz beside this one; "
                            "train it by main_train.py (--force repeats a run), or name a file by --scores")
         return events
-    command = "main_memorization.py" + ("" if name == "memorization" else f" --score {name}")
+    command = "main_memorization.py" if name == "memorization" else f"main_memorization.py --score {name}"
     for root in roots:
         found = find_runs(root, ("memorization",), score=name, **(wanted if name == "memorization" else {}))
         if name != "memorization":

@@ -25,7 +25,7 @@ from utils import find_runs
 # what is wrong | stage | its command line | what the message must say. {word} is what Room.word is or makes
 TABLE = r"""
 # checkpoints
-checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --checkpoint & no such file & main_train.py
+checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --checkpoint & No such file & main_train.py
 checkpoint empty | forget | --checkpoint {empty} --arch resnet20s {ON_FILE} | is empty
 checkpoint truncated | forget | --checkpoint {truncated} --arch resnet20s {ON_FILE} | truncated & copy it
 checkpoint half in a run folder | forget | --checkpoint {halved_run} {FT} {SOME} | \

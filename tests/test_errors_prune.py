@@ -54,7 +54,7 @@ model of another split to rewind to | imp | {NET} --val_seed 7 --rewind_pth {den
 own pruning of another method | forget | --checkpoint {imp} {SOME} --unlearn FT --own_pruning | --own_pruning & retrain
 own pruning of a dense model | forget | --checkpoint {dense} {SOME} --unlearn retrain --own_pruning | tells of no mask
 own pruning in fewer epochs | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 1 --own_pruning | \
---rewind_epoch 1 lies beyond the 1 epochs
+back to its epoch 1 & --unlearn_epochs
 own pruning without an epoch | forget | --checkpoint {imp} {SOME} --unlearn retrain --unlearn_epochs 0 --own_pruning | \
 --own_pruning & --unlearn_epochs
 several pruned originals | forget | --checkpoint {two} {SOME} --unlearn FT | several originals & --checkpoint

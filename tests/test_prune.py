@@ -223,7 +223,7 @@ REFUSED = {
     "no rewind epoch": (dict(rewind_epoch=0), "rewind_lt needs --rewind_epoch"),
     "rewind epoch at the end": (dict(rewind_epoch=10), "beyond the 10 epochs"),
     "rewind epoch of another type": (dict(prune_type="pt"), "--prune_type pt rewinds to weights of its own"),
-    "rewind file missing": (dict(rewind_pth="nowhere.pt"), "nowhere.pt: no such file"),
+    "rewind file missing": (dict(rewind_pth="nowhere.pt"), "nowhere.pt: No such file"),
 }
 
 
