@@ -48,6 +48,12 @@ def settle(stage: str, groups: Groups, typed: dict[str, Any], parent: models.Ori
     names = {group: [f.name for f in dataclasses.fields(config)] for group, config in groups.items()}
     if parent is not None and parent.record:
         _inherit(parent, values, names, typed)
+        try:  # before anything is looked up by them
+            for group, config in groups.items():
+                config.check_values(values[group])
+        except BadInput as error:
+            raise BadInput(f"{parent.folder / 'record.json'} holds a setting that no stage has written ({error}); repeat that "
+                           "run with --force, or name another --checkpoint") from None
     protocol = values["protocol"].setdefault("protocol", PROTOCOL_OF.get(stage, "rum"))
     for group in {"cfg", "plant"} & groups.keys():
         for name in {"epochs", "schedule"} & set(names[group]) if "epochs" in names[group] else ():

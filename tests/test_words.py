@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,16 @@ def test_an_error_is_one_line_that_a_terminal_shows() -> None:
     with pytest.raises(BadInput) as caught:
         Registry("thing")["x" * 100_000]
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(("group", "name", "value"), [
+    ("protocol", "protocol", "rumm"), ("data", "dataset", "mnist"), ("model", "arch", ["resnet18"]),
+    ("data", "batch_size", 10**400)])
+def test_a_record_that_was_edited_is_told_before_anything_is_looked_up_by_it(
+    group: str, name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretend_to_train(tmp_path, "--dataset", "digits", "--arch", "resnet20s")
+    run.record["settings"][group][name] = value
+    (run.folder / "record.json").write_text(json.dumps(run.record))
+    said = refusal("forget", ["--checkpoint", str(run.folder), "--unlearn", "FT", "--num_indexes_to_replace", "9"], capsys)
+    assert "record.json holds a setting that no stage has written" in said and name in said and "--force" in said
