@@ -25,6 +25,7 @@ from groups import Candidates, ForgetConfig
 from memorization import pool
 from models import read_safely
 from pruner.plan import Plan, PruneConfig
+from sources.imagenet import _picture
 from sources.pickled import load_plain
 from sources.scores import read_scores
 from unlearn import plan
@@ -62,9 +63,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "--data, prepared": functools.partial(of_folder, "digits.npz"),
     "--data, prepared cifar100": functools.partial(of_folder, "cifar100.npz"),
     "--data, pickled": load_plain,
+    "a picture of --data": _picture,
     "any file with a hash": sha256,
 }
-PLAIN = ("--checkpoint", "--path", "--rewind_pth", "--data, pickled", "any file with a hash")  # no readers of arrays
+# no readers of arrays
+PLAIN = ("a picture of --data", "--checkpoint", "--path", "--rewind_pth", "--data, pickled", "any file with a hash")
 
 
 class Waits(BaseException):
