@@ -24,7 +24,8 @@ import groups as grouping
 import stages
 from sources.scores import find_scores
 from stages import CHOOSERS, STAGES
-from utils import BadInput, Config, Saved, as_line, say, sha256, shown
+from utils import BadInput, Config, Saved, as_line, put, say, sha256, shown
+from utils.signals import Terminated, exit_code, no_more, terminable
 
 # what the system says of a path that is not ours, or that cannot be one; anything else is a fault of this suite
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
@@ -33,6 +34,9 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELO
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"{self.prog}: error: {as_line(message)}\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        put(message, file or sys.stderr)
 
 
 def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]], Callable[..., None]]:
@@ -43,18 +47,34 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
         def run(argv: Sequence[str] | None = None) -> None:
             parser = _Parser(prog=STAGES[stage][0], description=about, allow_abbrev=False,
                              formatter_class=argparse.RawDescriptionHelpFormatter)
+            words, ending = sys.argv[1:] if argv is None else argv, None
             try:
-                main(parse(stage, sys.argv[1:] if argv is None else argv, parser))
+                with terminable() if argv is None else contextlib.nullcontext():
+                    main(parse(stage, words, parser))
             except BadInput as error:
                 parser.error(commands.told(error))
             except OSError as error:  # such as a folder that a path leads through, and that is not ours to read
                 if error.errno not in REFUSED or error.filename is None:
                     raise
                 parser.error(f"{error.filename}: {error.strerror}; name another file or folder, or get the right to this one")
+            except KeyboardInterrupt as stop:
+                if argv is not None:  # a caller in Python wants the exception
+                    raise
+                no_more()
+                ending = exit_code(stop), f"{parser.prog}: {stopped(stage, words, stop)}\n"
+            if ending is not None:  # out here, where the exception is gone and with it all that its frames held, as threads
+                parser.exit(*ending)
 
         return run
 
     return wrap
+
+
+def stopped(stage: str, words: Sequence[str], stop: KeyboardInterrupt) -> str:
+    """What happened, and how to go on."""
+    by = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+    same = "the same command without --force" if "--force" in words else "the same command"
+    return f"stopped by {by}; {same} {'goes on where it was saved last' if 'run' in STAGES[stage][1] else 'does it anew'}"
 
 
 def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> SimpleNamespace:

@@ -196,7 +196,8 @@ def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
         except BaseException as error:
             put("error", error)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while (got := ready.get())[0] == "item":
             yield got[1]
@@ -204,6 +205,7 @@ def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
             raise got[1]
     finally:
         stop.set()
+        thread.join()  # one that still computes when Python ends takes the process down with it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sources.scores import POLARITY, PROXIES, arrays_in, read_scores
-from utils import BadInput, Config, hp, read_record, read_whole_numbers, reading, say, sha256
+from utils import BadInput, Config, hp, read_whole_numbers, reading, run_of, say, sha256
 
 LEVELS = ("low", "mid", "high")
 LAST_SEED = 2**32 - 1  # of numpy's RandomState, by which the published code cuts and draws
@@ -274,6 +274,7 @@ def _equal(sizes: Mapping[str, int]) -> dict[str, int]:
 def _scores_of(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
     if cfg.scores is None:
         raise BadInput(f"the scores '{cfg.score}' are missing; name their file by --scores")
+    run_of(Path(cfg.scores))
     values = read_scores(Path(cfg.scores), cfg.score, pool.y, pool.images_key, "insist by --any_scores", cfg.any_scores)
     own = values[pool.train]
     if not cfg.any_scores and cfg.score != "es" and (own == own[0]).all():
@@ -289,8 +290,8 @@ def _facts(cfg: ForgetConfig, groups: Mapping[str, np.ndarray], ties: dict[str, 
             say(f"notice: {count} of the {len(groups[name])} examples of the group {name} have a score that others have too, "
                 f"and were drawn by lot (--split_seed {cfg.split_seed})")
     path, seconds = Path(cfg.scores), 0.0
-    if (path.parent / "record.json").exists():
-        spent = read_record(path.parent).record["seconds"]
+    if (run := run_of(path)) is not None:
+        spent = run.record["seconds"]
         of_curvature = cfg.score == "loss_curvature" and path.name == "events.npz"
         seconds = sum(spent.get(name, 0.0) for name in (("curvature",) if of_curvature else ("events", "score", "pool")))
     return {"name": cfg.score, "path": str(path), "sha256": sha256(path), "seconds": round(seconds, 3),

@@ -15,7 +15,7 @@ from evaluation import accuracy, sparsity
 from pruner import magnitude
 from pruner.plan import Plan, SynFlowConfig
 from trainer import Sgd, TrainConfig, cross_entropy, l1_norm, resumable
-from utils import BadInput, Mask, Run, Runtime, read_record, say, sha256
+from utils import BadInput, Mask, Run, Runtime, run_of, say, sha256
 
 
 def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run, mask: Mask | None = None, first: int = 0,
@@ -121,8 +121,8 @@ class Rounds:
         if mask is not None:
             raise BadInput(f"{file} is pruned itself, so kept weights would be rewound to 0; name weights of a dense model")
         key, mine = models.read_safely(file).get("data_key"), self.data.splits.data_key
-        if key is None and file.name == "model.pt" and (file.parent / "record.json").exists():
-            key = read_record(file.parent).record.get("data_key")
+        if key is None and file.name == "model.pt" and (run := run_of(file)) is not None:
+            key = run.record.get("data_key")
         if key not in (None, mine):
             raise BadInput(f"--rewind_pth {file}: those weights learned from other data (data_key {key}, not {mine}); use the "
                            "same --dataset, --data, --classes, --val_seed and --val_fraction")

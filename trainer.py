@@ -174,12 +174,12 @@ def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, An
         keep: tensors and numbers of the caller's own that belong to the state; updated in place on resuming.
     """
     keep = {} if keep is None else keep
-    state, first = run.load_state() if run is not None else None, 0
+    state = None if run is None else run.load_state({"epoch": 0, "opt": opt.state(), "streams": {}, "keep": keep})
+    first = 0 if state is None else state["epoch"]
     if state is not None:
         opt.restore(state["opt"])
         rt.restore_streams(state["streams"])
         keep.update(state["keep"])
-        first = state["epoch"]
     saved = time.perf_counter()
     hidden, label = None if rt.cfg.progress else True, "" if run is None else run.label  # None: hidden where nobody watches
     for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=hidden, leave=False):

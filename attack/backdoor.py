@@ -26,7 +26,22 @@ from groups import LAST_SEED, ForgetConfig, choose_forget
 from models import Original, record_inside
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
 from trainer import TrainConfig, predict
-from utils import BadInput, Config, Mask, Run, Runtime, Unfinished, digest_of, find_runs, hp, read_record, say, write_atomic
+from utils import (
+    BadInput,
+    Config,
+    Mask,
+    Run,
+    Runtime,
+    Unfinished,
+    digest_of,
+    find_runs,
+    hp,
+    make_folder,
+    read_record,
+    require,
+    say,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,7 +206,7 @@ def line(values: Mapping[str, Any]) -> str:
 def draw(run: Run, case: Case, count: int = 8) -> None:
     """trigger.png: some test images as they are, and stamped."""
     figure = picture(case, count)
-    write_atomic(run.folder / "trigger.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    run.write("trigger.png", lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def picture(case: Case, count: int) -> Figure:
@@ -223,7 +238,7 @@ def find(named: str | None) -> Original | None:
         return None
     path = Path(named)
     if path.is_dir() and not (path / "record.json").exists():
-        runs, begun = find_runs(path, ("trojan",)), find_runs(path, ("trojan",), finished=False)
+        runs, begun = find_runs(path, ("trojan",), files=("model.pt",)), find_runs(path, ("trojan",), finished=False)
         if begun and not runs:
             raise Unfinished(f"--mask {path}", begun[-1])
         if len(runs) != 1:
@@ -238,6 +253,8 @@ def find(named: str | None) -> Original | None:
             raise Unfinished(f"--mask {path}", found)
     else:
         found = Original(path, record_inside(path))
+    if found.folder.is_dir():
+        require(found, "model.pt")
     if not _names_trigger(found.record):
         raise BadInput(f"--mask {named} is no poisoned model of this suite: its record names no trigger; name one that "
                        "main_backdoor.py wrote, or a file that is not there yet, to train one")
@@ -315,7 +332,7 @@ def _export(folder: Path, named: str) -> Original:
     """A copy of the model as one file that holds its record too."""
     path = Path(named)
     content = models.read_safely(folder / "model.pt") | {"record": json.dumps(read_record(folder).record)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: torch.save(content, file))
+    make_folder(path.parent, "--mask")
+    write_tensors(path, content, "--mask")
     say(f"poisoned model: {path}")
     return Original(path, read_record(folder).record)

@@ -16,7 +16,7 @@ from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
 from trainer import predict
-from utils import UNREADABLE, BadInput, Config, Run, Runtime, hp, say
+from utils import BadInput, Config, Run, Runtime, hp, read_arrays, say
 
 ASKED = 500  # training images that a bare file is asked about
 PARTS = ("retain", "forget", "val", "test")
@@ -176,11 +176,9 @@ def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -
 
 def load_outputs(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of outputs.npz: <part>_index, <part>_labels int64 [N], <part>_logits float32 [N, K]."""
-    try:
-        with np.load(folder / "outputs.npz", allow_pickle=False) as file:
-            return dict(file)
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read {folder / 'outputs.npz'} ({error}); repeat that run with --force") from None
+    form = {f"{part}_{name}": shape for part in ("retain", "forget", "test") for name, shape in (
+        ("index", ("iu", f"{part}")), ("labels", ("iu", f"{part}")), ("logits", ("f", f"{part} classes")))}
+    return read_arrays(folder / "outputs.npz", form)
 
 
 def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,

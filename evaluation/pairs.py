@@ -15,7 +15,7 @@ from evaluation.settings import Setting, departures, pairing, places, told_apart
 from groups import LEVELS
 from models.originals import STAGES
 from sources.scores import PROXIES
-from utils import UNREADABLE, BadInput, Saved, find_runs, hp, sha256
+from utils import BadInput, Saved, hp, read_arrays, sha256, survey
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
@@ -120,7 +120,9 @@ def gather(cfg: FilterConfig) -> Found:
     """
     wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
     stages = ("forget", "rum")
-    every = [run for run in find_runs(Path(cfg.save_dir), stages, **wanted) if _of_seed(run, cfg)]
+    read = ("outputs.npz", "splits.npz")  # a model.pt may stay on the machine that it was made on
+    finished, problems = survey(Path(cfg.save_dir), stages, files=read, **wanted)
+    every = [run for run in finished if _of_seed(run, cfg)]
     older = [run for run in every if NEEDED - run.record.keys()]
     runs = [run for run in every if not NEEDED - run.record.keys()]
     retrains: dict[str, list[Saved]] = {}
@@ -130,20 +132,28 @@ def gather(cfg: FilterConfig) -> Found:
     kept = [run for run in runs if name_of(run) != "retrain" and _passes(run, cfg)]
     if not kept:
         raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget or {cfg.save_dir}/rum passes the filters; "
-                       "main_forget.py and main_rum.py make them")
+                       f"main_forget.py and main_rum.py make them{_passed_over(problems)}")
     alone = [run for run in kept if pairing(run) not in retrains]
     if len(alone) == len(kept):
-        raise BadInput(f"{alone[0].folder} has no retrain to compare with; make it: {retrain_command(alone[0], cfg.save_dir)}")
+        raise BadInput(f"{alone[0].folder} has no retrain to compare with; make it: {retrain_command(alone[0], cfg.save_dir)}"
+                       f"{_passed_over(problems)}")
     kept = [run for run in kept if pairing(run) in retrains]
     references = {key: _references(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
     used = [run for there in references.values() for run in there.values()]
     if cfg.unlearn is None or "retrain" in cfg.unlearn:
         folders = {run.folder for run in used}
         kept += [run for key in references for run in retrains[key] if run.folder not in folders]
-    late = [run for run in find_runs(Path(cfg.save_dir), stages, finished=False, **wanted) if _of_seed(run, cfg)]
+    late = [run for run in survey(Path(cfg.save_dir), stages, finished=False, **wanted)[0] if _of_seed(run, cfg)]
     late = [run for run in late if _passes(run, dataclasses.replace(cfg, unlearn=None) if name_of(run) == "retrain" else cfg)]
-    notes = [*_without_retrain(alone, cfg.save_dir), *_unfinished(late), *_of_older_form(older, [*used, *kept])]
+    notes = [*_without_retrain(alone, cfg.save_dir), *_unfinished(late), *_of_older_form(older, [*used, *kept]),
+             *(f"passed over: {problem}" for problem in problems)]
     return Found(_beside(used, kept, references, cfg), notes)
+
+
+def _passed_over(problems: list[str]) -> str:
+    """The end of an error: a run that cannot be used, which may be the one that is missed."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"; passed over: {problems[0]}{more}" if problems else ""
 
 
 def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mapping[str, Saved]],
@@ -272,8 +282,5 @@ def _groups(run: Saved) -> Groups:
     """The run's own groups; none where the forget set is of one group alone."""
     if len(run.record.get("groups", {})) < 2:
         return {}
-    try:
-        with np.load(run.folder / "splits.npz", allow_pickle=False) as file:
-            return {name: file[f"group_{name}"] for name in run.record["groups"]}
-    except UNREADABLE as error:
-        raise BadInput(f"no groups in {run.folder / 'splits.npz'} ({error}); repeat that run with --force") from None
+    found = read_arrays(run.folder / "splits.npz", {f"group_{name}": ("iu", name) for name in run.record["groups"]})
+    return {name: found[f"group_{name}"] for name in run.record["groups"]}

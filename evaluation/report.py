@@ -131,11 +131,11 @@ def _keep(cfg: FilterConfig, table: Extra) -> list[str]:
     """Write a table and its figures; the names of the files."""
     out = io.StringIO()
     csv.writer(out).writerows(table.csv)
-    write_atomic(cfg.folder / f"{table.name}.csv", lambda file: file.write(out.getvalue().encode()))
+    write_atomic(cfg.folder / f"{table.name}.csv", lambda file: file.write(out.getvalue().encode()), "--out")
     if table.text:
-        write_atomic(cfg.folder / f"{table.name}.md", lambda file: file.write(table.text.encode()))
+        write_atomic(cfg.folder / f"{table.name}.md", lambda file: file.write(table.text.encode()), "--out")
     for name, drawing in table.figures.items():
-        write_atomic(cfg.folder / f"{name}.png", lambda file, it=drawing: it.savefig(file, format="png", dpi=130))
+        write_atomic(cfg.folder / f"{name}.png", lambda file, it=drawing: it.savefig(file, format="png", dpi=130), "--out")
     return [f"{table.name}.csv", *([f"{table.name}.md"] if table.text else []), *(f"{name}.png" for name in table.figures)]
 
 

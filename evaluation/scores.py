@@ -19,7 +19,7 @@ from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
 from sources.scores import POLARITY, RECORDED, read_scores
-from utils import UNREADABLE, BadInput, Saved, find_runs, read_record
+from utils import BadInput, Saved, find_runs, read_arrays, run_of
 
 WORDS = {1: "more memorized", -1: "less memorized", 0: "nothing: it is about groups"}
 
@@ -81,9 +81,9 @@ def _network(run: Saved) -> str:
 def _recorded(folder: Path) -> Iterable[Scored]:
     """What the training of an original recorded; a published original has no record."""
     path = folder / "events.npz"
-    if not path.exists() or not (folder / "record.json").exists():
+    run = run_of(path) if path.exists() else None
+    if run is None:
         return
-    run = read_record(folder)
     arrays = _arrays(path)
     key = str(arrays["images_key"])
     for name in (name for name in (*RECORDED, "loss_curvature") if name in arrays):
@@ -93,11 +93,7 @@ def _recorded(folder: Path) -> Iterable[Scored]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except UNREADABLE as error:
-        raise BadInput(f"cannot read {path} ({error}); repeat the run that wrote it with --force") from None
+    return read_arrays(path, {"labels": ("iu", "images"), "images_key": ("U", "")})
 
 
 def _reference(scored: Scored, cfg: AnalysisConfig, runs: list[Saved], used: list[Saved]) -> Path | None:

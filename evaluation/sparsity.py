@@ -9,7 +9,7 @@ from torch import nn
 
 from evaluation.plots import BLUE, GREY
 from pruner.magnitude import prunable
-from utils import Mask, Run, write_atomic
+from utils import Mask, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,4 +69,4 @@ def report(run: Run, model: nn.Module, mask: Mask | None) -> None:
     run.result(layers=found, remaining=remaining(found))
     if mask is not None:
         drawn = figure(found, run.label)
-        write_atomic(run.folder / "sparsity.png", lambda file: drawn.savefig(file, format="png", dpi=110))
+        run.write("sparsity.png", lambda file: drawn.savefig(file, format="png", dpi=110))

@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -34,6 +33,7 @@ from dataset import EVAL_BATCH, Batch, Data, Loader
 from models import ModelConfig
 from trainer import SCHEDULES, ScheduleConfig, Sgd, predict
 from utils import BadInput, CannotWrite, Runtime, hp, say
+from utils.signals import deaf_children
 
 Subset = Callable[[int], np.ndarray]  # a model's number -> int64 [n], the training images it sees
 PACE = 64  # images in a step of the throwaway model on a CPU, where a whole batch could take half a minute
@@ -281,7 +281,8 @@ def spread(work: Callable[[Any], Callable[[int], float]], order: Any, numbers: S
         for environment in environments[: len(todo)]:
             ours, theirs = context.Pipe()
             processes[ours] = context.Process(target=_worker, args=(theirs, work, order, environment), daemon=True)
-            processes[ours].start()
+            with deaf_children():
+                processes[ours].start()
             theirs.close()
             ours.send(todo.pop(0))
         while processes:
@@ -313,7 +314,6 @@ def _answer(ours: Connection, process: Any) -> tuple[int, float]:
 
 def _worker(theirs: Connection, work: Callable[[Any], Callable[[int], float]], order: Any,
             environment: dict[str, str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us; two traces of one Ctrl-C help nobody
     os.environ.update(environment)  # before CUDA is first touched
     torch.set_num_threads(1)
     try:

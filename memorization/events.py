@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch
-from utils import Runtime, say
+from utils import Runtime, read_arrays, say
 
 MEANS = ("confidence", "max_conf", "entropy", "bi_acc")  # over all presentations
 COLUMNS = (*MEANS, "el2n", "forgetting", "seen", "seen_early")
@@ -206,9 +206,8 @@ def check_recorded(path: Path, curvature: bool) -> None:
     """Say where a finished training, whose events.npz this is, lacks the curvature that is asked for now."""
     if not curvature:
         return
-    with np.load(path, allow_pickle=False) as file:
-        if "loss_curvature" not in file.files:
-            say("notice: this run recorded no loss curvature; --force repeats it with --record_curvature")
+    if "loss_curvature" not in read_arrays(path, {"labels": ("iu", "images")}):
+        say("notice: this run recorded no loss curvature; --force repeats it with --record_curvature")
 
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:

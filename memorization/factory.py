@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from memorization.engines import Trained
 from memorization.pool import Pool, PoolConfig, Record
 from memorization.registry import Job
 from models import ModelConfig
-from utils import BadInput, CannotWrite, Runtime, RuntimeConfig, say, write_json
+from utils import BadInput, Runtime, RuntimeConfig, make_folder, say, sweep, write_json
+from utils.files import STALE
 
 STACK = {"cpu": 4, "cuda": 16}  # models at once; predicted for a GPU, not measured
-STALE = 3600.0  # seconds after which a half-written file is nobody's any more
 QUICK = 10.0  # seconds of work below which new processes cost more than they save
 
 __all__ = ["Pool", "PoolConfig", "Record", "fill", "prepare"]
@@ -72,15 +71,8 @@ def fill(pool: Pool) -> None:
 
 
 def _open(pool: Pool) -> None:
-    try:
-        pool.folder.mkdir(parents=True, exist_ok=True)
-        for path in pool.folder.glob(".*.part"):  # of processes that were killed while they wrote
-            if time.time() - path.stat().st_mtime > STALE:
-                path.unlink(missing_ok=True)
-    except FileNotFoundError:  # another process was the first to tidy up
-        pass
-    except OSError as error:
-        raise CannotWrite(f"cannot write {pool.folder}: {error.strerror}; choose another --save_dir") from error
+    make_folder(pool.folder)
+    sweep(pool.folder, ".*.part", STALE)  # of processes that were killed while they wrote
     if not (pool.folder / "pool.json").exists():
         write_json(pool.folder / "pool.json", pool.identity)
 
@@ -112,7 +104,7 @@ class Order:
 def _way(pool: Pool, missing: list[int]) -> Way:
     """The engine, and how long it will take."""
     cfg, rt, subset = pool.cfg, pool.rt, pool.subset(missing[0])
-    gpus, cores = torch.cuda.device_count() if rt.cuda else 0, len(os.sched_getaffinity(0))
+    gpus, cores = torch.cuda.device_count() if rt.cuda else 0, _cores()
     workers = min(cfg.pool_workers or gpus or cores, len(missing))
     name = cfg.engine if cfg.engine != "auto" else _suited(pool, workers)
     cfg.check_stack(name)
@@ -133,6 +125,11 @@ def _way(pool: Pool, missing: list[int]) -> Way:
         return Way(lambda numbers: _saved(pool, engines.stacked(pool.setup, pool.subset, numbers, size, cfg.graphs)), seconds,
                    f"with {size} at once")
     return Way(lambda numbers: _saved(pool, engines.serial(pool.setup, pool.subset, numbers)), seconds, "one after another")
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _suited(pool: Pool, workers: int) -> str:

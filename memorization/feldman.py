@@ -20,7 +20,7 @@ import torch
 
 from memorization.factory import Pool, PoolConfig, prepare
 from memorization.registry import Job, score
-from utils import BadInput, write_atomic
+from utils import BadInput
 
 BLOCK = 256  # test images at a time: 51 MB of influence on CIFAR's 50,000 training images
 MOST_PAIRS = 50_000_000  # 600 MB in influence.npz
@@ -179,7 +179,7 @@ def _write_influence(job: Job, pool: Pool, cfg: PoolConfig) -> None:
             file.write(np.ascontiguousarray(block).data)
 
     if cfg.influence_whole:  # written in order rather than by open_memmap, which a full disk ends with a bus error
-        write_atomic(run.folder / "influence.npy", whole)
+        run.write("influence.npy", whole)
     else:
         for _ in blocks():
             pass

@@ -14,7 +14,7 @@ from evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED
 from groups import LEVELS
 from memorization.proxies import spearman
 from sources.scores import POLARITY
-from utils import Run, write_atomic
+from utils import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,5 +193,5 @@ def draw(run: Run, name: str, arrays: dict[str, np.ndarray], data: Data, memoriz
     written: list[str] = []
     for title, figure in figures(name, arrays, data, memorization).items():
         written.append(f"{title}.png")
-        write_atomic(run.folder / written[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=130))
+        run.write(written[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=130))
     return written

@@ -23,7 +23,7 @@ from memorization.events import curvature
 from memorization.registry import Job, NoScoreConfig, score
 from sources.scores import read_scores
 from trainer import ScheduleConfig, Sgd, cross_entropy, predict, resumable
-from utils import BadInput, Config, hp, read_record
+from utils import BadInput, Config, hp, run_of
 
 PATIENCE = 4  # epochs without a lower loss, after which held-out retraining stops
 PROXIES_PAPER = "Zhao et al., arXiv:2410.16516"
@@ -89,11 +89,12 @@ def recorded(job: Job, name: str, command: str = "python main_train.py") -> np.n
         raise BadInput(f"there is no {path}; {advice}")
     labels = job.data.images.y.cpu().numpy()
     try:
+        run_of(path)
         values = read_scores(path, name, labels, job.data.splits.images_key)
     except BadInput as error:
         raise BadInput(f"{error}; {advice}") from None
     if job.run is not None:
-        spent = read_record(path.parent).record["seconds"]
+        spent = original.record["seconds"]
         job.run.seconds["events"] = spent.get("curvature" if name == "loss_curvature" else "events", 0.0)
     return values.astype(np.float32)
 

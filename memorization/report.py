@@ -13,7 +13,7 @@ from dataset import Data
 from memorization import figures
 from memorization.proxies import spearman
 from sources.scores import read_scores
-from utils import BadInput, Run, Saved, find_runs
+from utils import BadInput, Run, Saved, find_runs, read_arrays
 
 
 def memorization_of(data: Data, roots: list[Path], named: str | None) -> tuple[Path, np.ndarray] | None:
@@ -44,9 +44,8 @@ def _models(run: Saved) -> int:
 
 def compare(run: Run, args: SimpleNamespace, data: Data) -> dict[str, Any]:
     """Draw the score's figures into its folder; Spearman's rho with memorization, the file it was taken from, the examples."""
-    with np.load(run.folder / "scores.npz", allow_pickle=False) as file:
-        arrays = dict(file)
     name = args.entry.name
+    arrays = read_arrays(run.folder / "scores.npz", {name: ("fiu", "images"), "labels": ("iu", "images")})
     roots = list(dict.fromkeys([Path(args.run.save_dir), Path("runs")]))
     known = memorization_of(data, roots, args.choice.scores) if name != "memorization" else None
     drawn = figures.draw(run, name, arrays, data, None if known is None else known[1])

@@ -26,8 +26,11 @@ from utils import (
     open_regular,
     read_record,
     reading,
+    require,
     say,
     sha256,
+    survey,
+    unusable,
 )
 
 SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
@@ -124,13 +127,15 @@ def record_inside(path: Path) -> dict[str, Any]:
         found = json.loads(content["record"]) if isinstance(content, dict) else {}
     except (KeyError, TypeError, ValueError):  # somebody else's file
         return {}
-    return found if isinstance(found, dict) and "settings" in found else {}
+    return found if unusable(found) is None else {}
 
 
 def _clean(found: Original) -> Original:
-    """Refuse a poisoned model, which learned from other images than any clean stage has."""
+    """Refuse a poisoned model, which learned from other images than any clean stage has, and a file that is not whole."""
     if found.record.get("stage") == "trojan":
         raise BadInput(f"--checkpoint {found.folder} is a poisoned model; cleanse it by main_backdoor.py --mask {found.folder}")
+    if found.folder.is_dir():
+        require(found, "model.pt")
     return found
 
 
@@ -158,7 +163,7 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
         root = Path("runs")
     if named is None and "seed" in typed:
         narrow = narrow | {"seed": typed["seed"]}
-    found = find_runs(root, STAGES, **narrow)
+    found = find_runs(root, STAGES, files=("model.pt",), **narrow)
     if len(found) > 1 and "seed" in typed:  # in a named folder a seed of its own may unlearn the one original there is
         found = [run for run in found if run.setting("seed") == typed["seed"]] or found
     if len(found) == 1:
@@ -187,11 +192,11 @@ def _missing(root: Path, narrow: dict[str, Any], by_save_dir: bool) -> BadInput:
     """Why there is no original: it is not finished, others are, it lies elsewhere, or none was ever trained."""
     told = " ".join(word for name, value in narrow.items() for word in flag_words(name, value))
     nothing = f"no finished original under {root} matches {told or 'any settings'}"
-    if begun := find_runs(root, STAGES, finished=False, **narrow):
+    if begun := survey(root, STAGES, finished=False, **narrow)[0]:
         last = begun[-1]
         others = f"; so are {_listed(begun[:-1])}" if begun[:-1] else ""
         return Unfinished(nothing, last, others)
-    there = find_runs(root, STAGES)
+    there, _ = survey(root, STAGES)  # what it passes over was told
     also = f", but there {'is' if len(there) == 1 else 'are'} {_listed(there)}" if there else ""
     elsewhere = [] if root == Path("runs") or there else find_runs(Path("runs"), STAGES, **narrow)
     also += f", but runs holds one: --checkpoint {elsewhere[0].folder}" if len(elsewhere) == 1 else ""

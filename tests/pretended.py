@@ -17,7 +17,7 @@ from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
 from evaluation.pairs import AnalysisConfig, gather
 from evaluation.rows import Row, rows
-from utils import BadInput, read_record
+from utils import BadInput, files_of, read_record
 
 SEEDS = (3, 5, 8)
 SIZES = {"retain": 90, "forget": 24, "val": 30, "test": 60}
@@ -53,6 +53,7 @@ def pretend(library: Path, root: Path, method: str, seed: int, name: str = "", *
     record["collapsed"] = False  # some of the toy runs of one epoch are
     for flag, value in changed.items():
         next(group for group in record["settings"].values() if flag in group)[flag] = value
+    record["files"] = files_of(folder)
     (folder / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -69,8 +70,9 @@ def copied(bench: Path, tmp_path: Path) -> Path:
 
 
 def change(run: Path, **fields: Any) -> None:
+    """Other fields in a run's record, and the sizes of its files as they are now."""
     record = read_record(run).record
-    (run / "record.json").write_text(json.dumps(record | fields))
+    (run / "record.json").write_text(json.dumps(record | fields | {"files": files_of(run)}))
 
 
 def table_of(root: Path, **filters: Any) -> list[Row]:

@@ -56,13 +56,14 @@ def test_force_repeats_a_finished_run(library: Path, original: Saved, tmp_path: 
     known = shell.only(library, "forget", unlearn="NG")
     folder = tmp_path / "forget" / known.folder.name
     shutil.copytree(known.folder, folder)
-    (folder / "model.pt").write_bytes(b"spoiled")
-    (folder / "left.over").write_bytes(b"")
+    spoiled = bytes((folder / "model.pt").stat().st_size)
+    (folder / "model.pt").write_bytes(spoiled)
     shell.forget(original, tmp_path, "NG", *shell.FORGET)
-    assert (folder / "model.pt").read_bytes() == b"spoiled"
+    assert (folder / "model.pt").read_bytes() == spoiled
     shell.forget(original, tmp_path, "NG", *shell.FORGET, "--force")
     again = shell.only(tmp_path, "forget")
-    assert again.folder == folder and not (folder / "left.over").exists()
+    assert again.folder == folder
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in known.folder.iterdir())
     theirs = shell.weights(known)
     assert all(torch.equal(value, theirs[name]) for name, value in shell.weights(again).items())
     assert (folder / "log.jsonl").read_text() == (known.folder / "log.jsonl").read_text()

@@ -29,7 +29,7 @@ checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --che
 checkpoint empty | forget | --checkpoint {empty} --arch resnet20s {ON_FILE} | is empty
 checkpoint truncated | forget | --checkpoint {truncated} --arch resnet20s {ON_FILE} | truncated & copy it
 checkpoint half in a run folder | forget | --checkpoint {halved_run} {FT} {SOME} | \
-    model.pt cannot be read, or is damaged & --force & main_train.py
+    model.pt is damaged (50,000 bytes in place of & --force & main_train.py
 checkpoint gone from a run folder | forget | --checkpoint {hollow_run} {FT} {SOME} | \
     model.pt is missing & --force & main_train.py
 checkpoint of random bytes | forget | --checkpoint {random_bytes} --arch resnet20s {ON_FILE} | not a file of torch.save
@@ -51,7 +51,7 @@ checkpoint without a weight | forget | --checkpoint {lacking} --arch resnet20s {
 record damaged | forget | --checkpoint {damaged_record} {FT} {SOME} | record.json
 record of binary rubbish | forget | --checkpoint {binary_record} {FT} {SOME} | record.json
 record without its fields | forget | --checkpoint {bare_record} {FT} {SOME} | record.json
-record of another version | forget | --checkpoint {future_record} {FT} {SOME} | record.json & schema 1
+record of another version | forget | --checkpoint {future_record} {FT} {SOME} | record.json & schema 99 & --force
 original not finished | forget | --checkpoint {unfinished} {FT} {SOME} | not finished & running
 no original | forget | {FT} {SOME} --arch resnet20s --seed 5 | \
     no finished original & new/runs matches & --arch resnet20s --seed 5 --save_dir & main_train.py & --checkpoint

@@ -164,7 +164,9 @@ def test_a_run_stopped_at_any_of_its_file_writes_ends_as_if_never_stopped(librar
                 shell.call(stage, *words, save_dir=tmp_path / f"cut{stop}")
             assert not list((tmp_path / f"cut{stop}").rglob("*.part"))
     for stop, name in enumerate(names, 1):
-        (tmp_path / f"cut{stop}" / "forget" / whole.folder.name / f".{name}.123.part").write_bytes(b"half a file")
+        folder = tmp_path / f"cut{stop}" / "forget" / whole.folder.name
+        folder.mkdir(parents=True, exist_ok=True)  # one that nothing was written to is gone
+        (folder / f".{name}.123.part").write_bytes(b"half a file")
     for stop in range(1, len(names) + 1):
         assert_same(run_whole(stage, words, tmp_path / f"cut{stop}"), whole)
 
@@ -265,14 +267,15 @@ def test_two_processes_on_the_same_settings_make_one_run(library: Path, tmp_path
 def test_a_second_process_says_that_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While another holds the folder, a run says so and begins when it is free; here the other gave up."""
     words = [*shell.THREE, "--epochs", "1"]
-    hold = ("import fcntl, os, sys, time\n"
+    hold = ("import os, sys, time, pathlib\n"
+            "from utils.folders import FolderLock\n"
             "os.makedirs(sys.argv[1])\n"
-            "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "FolderLock(pathlib.Path(sys.argv[1])).acquire(None)\n"
             "print('held', flush=True)\n"
             "time.sleep(0.5)\n")
     name = run_whole("main_train.py", words, tmp_path / "whole").folder.name
     folder = tmp_path / "held" / "train" / name
-    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout.readline() == "held\n"
         capsys.readouterr()
         begun = time.monotonic()

@@ -15,7 +15,7 @@ from dataset import Data, Loader
 from models import read_safely
 from models.unwrap import tensors
 from pruner.mask import as_mask, largest
-from utils import BadInput, Config, Mask, Run, Runtime, Saved, Unfinished, find_runs, hp, read_record, say, sha256
+from utils import BadInput, Config, Mask, Run, Runtime, Saved, Unfinished, find_runs, hp, read_record, run_of, say, sha256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
         BadInput: no or several masks there, a mask of another model, or of another forget set.
     """
     path, seconds, mode = _mask_file(Path(named), data.splits.split_key, original), 0.0, None
-    if (path.parent / "record.json").exists():
-        record = read_record(path.parent).record
+    if (run := run_of(path)) is not None:
+        record = run.record
         seconds, mode = record["seconds"].get("mask", 0.0), record["settings"]["cfg"]["saliency_mode"]
     mask = mask_in(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())

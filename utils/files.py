@@ -1,37 +1,130 @@
-"""Files that are written whole or not at all, and their digests."""
+"""Files that are written whole or not at all, and read with care."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.readers import open_regular
+import numpy as np
+import torch
+
+from utils.readers import UNREADABLE, open_regular
 from utils.words import BadInput, CannotWrite
 
+STALE = 3600  # seconds after which a half-written file has no writer any more
+REPEAT = "repeat the run that wrote it with --force"
+Form = Mapping[str, tuple[str, str]]  # array -> (kinds of numpy's dtype, dimensions), such as ("f", "N K")
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a whole file or none: to a temporary name in the same folder, flushed to disk, then renamed."""
+
+def cannot_write(path: Path, error: OSError, flag: str = "--save_dir") -> CannotWrite:
+    return CannotWrite(f"cannot write {path}: {error.strerror or error}; make room, or choose another {flag}")
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None], flag: str = "--save_dir") -> None:
+    """Write a whole file or none: to a temporary name in the same folder, flushed to disk, then renamed.
+
+    Args:
+        flag: that gives another place, for the error.
+
+    Raises:
+        CannotWrite: a full disk, or a place that is closed to us.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        sweep(path.parent, f".{path.name}.*.part", STALE)
         with open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror or error}; make room, or choose another --save_dir") from error
+    except Exception as error:  # numpy's zip file answers a full disk with its own complaint on top
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise cannot_write(path, cause, flag) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error that an exception is, or was raised upon."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def sweep(folder: Path, pattern: str, age: float = 0) -> None:
+    """Remove files that match and were not written to for so many seconds: of processes that were killed at it."""
+    for path in folder.glob(pattern):
+        try:
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
+        except FileNotFoundError:  # another process was the first to tidy up
+            continue
 
 
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode()))
+
+
+def write_tensors(path: Path, content: Any, flag: str = "--save_dir") -> None:
+    whole = io.BytesIO()  # torch's own writer answers a full disk with a RuntimeError
+    torch.save(content, whole)
+    write_atomic(path, lambda file: file.write(whole.getbuffer()), flag)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file (CannotWrite as in ``write_atomic``)."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def make_folder(path: Path, flag: str = "--save_dir") -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error, flag) from error
+
+
+def read_arrays(path: Path, form: Form) -> dict[str, np.ndarray]:
+    """The arrays of an npz of ours: at least those of the form, of its kinds and dimensions.
+
+    Args:
+        form: dimensions of one name have one size in all arrays; "" is a single value.
+
+    Raises:
+        BadInput: missing, damaged, or arrays that lack or are of another size.
+    """
+    try:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
+            found = dict(file)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {REPEAT}") from None
+    except UNREADABLE:  # numpy's own words are about flags that nobody here has
+        raise BadInput(f"{path} is damaged; {REPEAT}") from None
+    sizes: dict[str, int] = {}
+    for name, (kinds, dims) in form.items():
+        array, wanted = found.get(name), dims.split()
+        if array is None:
+            raise BadInput(f"{path} lacks {name}; {REPEAT}")
+        if array.dtype.kind not in kinds or array.ndim != len(wanted) or any(
+                sizes.setdefault(dim, size) != size for dim, size in zip(wanted, array.shape, strict=True)):
+            raise BadInput(f"{path} is damaged: {name} is {array.dtype} {list(array.shape)}, which does not fit the other "
+                           f"arrays; {REPEAT}")
+    return found
 
 
 def sha256(path: Path) -> str:
@@ -39,7 +132,7 @@ def sha256(path: Path) -> str:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; repeat the run that wrote it with --force") from None
+        raise BadInput(f"cannot read {path}: {error.strerror}; {REPEAT}") from None
 
 
 def digest_of(value: Any) -> str:

@@ -1,74 +1,41 @@
-"""Run folders: the record of a run, and the run that writes it."""
+"""The run that writes a run folder: lock, log, results, and the state to resume from."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import io
 import json
-import os
-import pickle
-import shutil
 import time
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from utils.files import digest_of, git_commit, write_atomic, write_json
+from utils import folders
+from utils.files import append, cannot_write, digest_of, git_commit, make_folder, sweep, write_atomic, write_json, write_tensors
+from utils.records import SCHEMA, Saved, files_of, read_record, require
 from utils.runtime import Runtime
 from utils.settings import Config, hp
 from utils.words import BadInput, CannotWrite, say
-
-SCHEMA = 1  # of model.pt, record.json and state.pt; raised when a reader of the old form would misread the new one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     """Where results go."""
     save_dir: str = hp("runs", "folder of the run folders", digest=False)
-    force: bool = hp(False, "repeat a finished run", digest=False)
+    force: bool = hp(False, "repeat a finished run, or repair a damaged one", digest=False)
     resume_every: float = hp(10.0, "seconds between the states from which a killed run goes on", low=0, digest=False)
 
 
-class Saved(typing.NamedTuple):
-    """A run folder and its record."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    def setting(self, name: str) -> Any:
-        """A setting by its flag's name, whichever group holds it; None where the run has none of that name."""
-        return next((group[name] for group in self.record["settings"].values() if name in group), None)
-
-
-def read_record(folder: Path) -> Saved:
-    try:
-        record = json.loads((folder / "record.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder} holds no readable record.json ({error}); repeat that run or remove the folder") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not {"status", "settings"} <= record.keys():
-        raise BadInput(f"{folder / 'record.json'} is no record of schema {SCHEMA}; repeat that run or remove the folder")
-    return Saved(folder, record)
-
-
-def find_runs(root: Path, stages: tuple[str, ...], finished: bool = True, **wanted: Any) -> list[Saved]:
-    """Finished (or all other) runs of the stages under a ``save_dir`` whose settings equal all ``wanted``, oldest first."""
-    runs = [read_record(path.parent) for stage in stages for path in sorted((root / stage).glob("*/record.json"))]
-    runs = [run for run in runs if (run.record["status"] == "done") == finished]
-    runs = [run for run in runs if all(run.setting(name) == value for name, value in wanted.items())]
-    return sorted(runs, key=lambda run: run.record["finished"])
-
-
 class Run:
-    """The folder of one run: lock, log, results, and the state to resume from; ``done`` if the settings ran before.
+    """The folder of one run; ``done`` if the settings ran before.
 
-    BadInput takes the folder away again; any other exception is written to the record and leaves the state for the next
-    try. A run that another process holds is waited for, and then found done.
+    BadInput takes what the run wrote away again, and brings back the finished run that it was to repeat. Any other exception
+    is written to the record and leaves the state for the next try. A run that another process holds is waited for, and then
+    found done. The user's own files in the folder are left alone.
     """
 
     def __init__(self, cfg: RunConfig, stage: str, label: str, settings: Mapping[str, Config], **identity: Any) -> None:
@@ -80,67 +47,109 @@ class Run:
                    for k, v in settings.items()}
         key = [SCHEMA, stage, weighty, placeless]
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
-        self.done, self._lock, self._made = False, -1, [self.folder]
+        self.done, self._lock = False, folders.FolderLock(self.folder)
+        self._made: list[Path] = []  # folders that were not there
         self._open: tuple[str, float] | None = None
 
     def __enter__(self) -> Run:
         self._take_lock()
         try:
-            old = read_record(self.folder).record if (self.folder / "record.json").exists() else {}
-            self.done = old.get("status") == "done" and not self.cfg.force
-            if self.done:
-                self.values = old
-                return self
-            self._write("running")  # before anything goes, so that a kill here leaves no finished record of missing files
-            # what a repeated run has, or a process that was killed while it wrote
-            for path in self.folder.iterdir() if self.cfg.force else self.folder.glob(".*.part"):
-                if path.name != "record.json":
-                    path.unlink()
+            self.done = self._finished()
+            if not self.done:
+                self._begin()
         except BaseException:  # no __exit__ follows
-            os.close(self._lock)
+            self._leave()
             raise
         return self
+
+    def _finished(self) -> bool:
+        """Whether the folder holds this run, finished and whole; BadInput where it is damaged and is not to be repeated."""
+        folders.bring_back_half(self.folder)
+        if self.cfg.force or not (self.folder / folders.RECORD).exists():
+            return False
+        old = read_record(self.folder)
+        if old.record["status"] != "done":
+            return False
+        self.values = require(old).record
+        return True
+
+    def _begin(self) -> None:
+        try:
+            if self.cfg.force:
+                folders.set_aside(self.folder)
+            self._write("running")
+            sweep(self.folder, ".*.part")
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        except CannotWrite:
+            folders.bring_back(self.folder)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         try:
             if self.done:
                 return
             if kind is None:
+                self.values["files"] = files_of(self.folder)
                 self._write("done")
                 (self.folder / "state.pt").unlink(missing_ok=True)
-            elif issubclass(kind, BadInput) and not issubclass(kind, CannotWrite):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                for made in self._made:
-                    with contextlib.suppress(OSError):  # not empty: others' runs live there
-                        made.rmdir()
+                folders.forget_before(self.folder)
+            elif issubclass(kind, BadInput):
+                self._give_up(error)
             elif issubclass(kind, Exception):
                 with contextlib.suppress(CannotWrite):
                     self._write(f"failed: {kind.__name__}: {error}")
         finally:
-            os.close(self._lock)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give the lock back, and take away the folders that were made where nothing came to lie in them."""
+        self._lock.release()
+        for made in self._made:
+            with contextlib.suppress(OSError):  # not empty: this run's files, or others' runs
+                made.rmdir()
+
+    def _give_up(self, error: BaseException | None) -> None:
+        if folders.bring_back(self.folder):
+            say(f"notice: {self.folder} is again as it was before it was to be repeated")
+        elif isinstance(error, CannotWrite):
+            with contextlib.suppress(CannotWrite):
+                self._write(f"failed: {type(error).__name__}: {error}")
+        else:
+            folders.clear(self.folder)
 
     def _take_lock(self) -> None:
-        while True:  # a folder that was removed while we waited for its lock is made anew
+        while True:
             try:
-                self._made = [parent for parent in self.folder.parents if not parent.exists()]
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock = os.open(self.folder, os.O_RDONLY)
-            except OSError as error:
-                raise BadInput(f"cannot write {self.folder}: {error.strerror}; choose another --save_dir") from error
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for the process that works in {self.folder}")
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if self.folder.exists() and os.fstat(self._lock).st_ino == self.folder.stat().st_ino:
+                self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+                make_folder(self.folder)
+                self._lock.acquire(lambda: say(f"waiting for the process that works in {self.folder}"))
                 return
-            os.close(self._lock)
+            except FileNotFoundError:  # the folder was removed while we waited for its lock, and is made anew
+                continue
+            except CannotWrite:
+                self._leave()
+                raise
+            except OSError as error:
+                if self._is_done():  # a finished run may lie where nothing can be written
+                    return
+                raise BadInput(f"cannot write {self.folder}: {error.strerror}; choose another --save_dir") from error
+
+    def _is_done(self) -> bool:
+        try:
+            return not self.cfg.force and read_record(self.folder).record["status"] == "done"
+        except BadInput:
+            return False
 
     def _write(self, status: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.values.setdefault("started", now)
         head = {"schema": SCHEMA, "stage": self.stage, "label": self.label, "status": status, "finished": now}
-        write_json(self.folder / "record.json", {**head, **self.values, "seconds": self.seconds, "commit": git_commit()})
+        write_json(self.folder / folders.RECORD, {**head, **self.values, "seconds": self.seconds, "commit": git_commit()})
+
+    def saved(self) -> Saved:
+        """The folder and the record that is on the disk."""
+        return read_record(self.folder)
 
     def summary(self) -> str:
         """The run's folder and its seconds, for the last line on the screen."""
@@ -148,22 +157,27 @@ class Run:
         return f"{self.folder}: {'already done; ' if self.done else ''}{spent}"
 
     def log(self, **row: Any) -> None:
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.folder / "log.jsonl", json.dumps(row) + "\n")
 
     def result(self, **values: Any) -> None:  # reaches the disk when the run ends
         self.values.update(values)
+
+    def path(self, name: str) -> Path:
+        """Where a file of the run lies; a name that ``utils.folders`` does not know would be taken for the user's."""
+        assert folders.is_ours(name), f"{name} is missing in utils.folders.OURS"
+        return self.folder / name
+
+    def write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
+        write_atomic(self.path(name), write)
 
     def save_tensors(self, name: str, content: dict[str, Any]) -> None:
         self.save_bare(name, {"schema": SCHEMA, **content})
 
     def save_bare(self, name: str, content: Any) -> None:  # in a published layout, without our schema
-        whole = io.BytesIO()  # torch's own writer answers a full disk with a RuntimeError
-        torch.save(content, whole)
-        write_atomic(self.folder / name, lambda file: file.write(whole.getbuffer()))
+        write_tensors(self.path(name), content)
 
     def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        write_atomic(self.folder / name, lambda file: np.savez(file, **arrays))
+        self.write(name, lambda file: np.savez(file, **arrays))
 
     @contextlib.contextmanager
     def timed(self, rt: Runtime, name: str) -> Iterator[None]:
@@ -180,23 +194,70 @@ class Run:
         name, start = self._open
         return {**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - start}
 
+    # ------------------------------------------------------------------------------------------------ state of a killed run
+
     def save_state(self, **content: Any) -> None:
         log = self.folder / "log.jsonl"
-        rows = log.read_text() if log.exists() else ""
-        self.save_tensors("state.pt", {**content, "seconds": self._spent(), "rows": rows})
+        rows = log.read_text(encoding="utf-8") if log.exists() else ""
+        self.save_tensors("state.pt", {**content, "run": self.folder.name, "seconds": self._spent(), "rows": rows})
 
-    def load_state(self) -> dict[str, Any] | None:
-        """What ``save_state`` wrote last, or None in a run that starts anew; the log goes back to that moment too."""
+    def load_state(self, like: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any] | None:
+        """What ``save_state`` wrote last, or None in a run that starts anew; the log goes back to that moment too.
+
+        Args:
+            like: content of the form that the caller can use: the names, the shapes of tensors, the kinds of numbers. A state
+                that is damaged, of another run, version or form is told, and removed.
+        """
         path, log = self.folder / "state.pt", self.folder / "log.jsonl"
         if not path.exists():
             log.unlink(missing_ok=True)
             return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
-            say(f"notice: {path} is damaged; the run starts anew")
+        state = _read_state(path)
+        why = state if isinstance(state, str) else self._foreign(state) or unlike(state, like)
+        if isinstance(state, str) or why is not None:
+            say(f"notice: {path} {why}; the run starts anew")
             path.unlink()
             return self.load_state()
         self.seconds = state["seconds"]
         write_atomic(log, lambda file: file.write(state["rows"].encode()))
         return state
+
+    def _foreign(self, state: dict[str, Any]) -> str | None:
+        if state.get("schema") != SCHEMA:
+            return f"is of schema {state.get('schema')!r}, not {SCHEMA}, so of another version"
+        seconds = state.get("seconds")
+        right = isinstance(seconds, dict) and all(isinstance(spent, float) for spent in seconds.values())
+        if not right or not isinstance(state.get("rows"), str):
+            return "holds no state of this version"
+        return None if state.get("run") == self.folder.name else "is of another run"
+
+
+def _read_state(path: Path) -> dict[str, Any] | str:
+    """The content, or why there is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises a dozen types on damaged files, AssertionError and struct.error too
+        return "is damaged"
+    return state if isinstance(state, dict) else "is no state of a run"
+
+
+def unlike(value: Any, like: Any, name: str = "") -> str | None:
+    """Where a value has not the form of another one, or None: names, lengths, shapes and types of tensors, kinds of numbers."""
+    if isinstance(like, Mapping):
+        if not isinstance(value, Mapping):
+            return f"has another {name}"
+        lost = [key for key in like if key not in value]
+        at = f"{name}." if name else ""
+        if lost:
+            return f"lacks {at}{lost[0]}"
+        return next(filter(None, (unlike(value[key], like[key], f"{at}{key}") for key in like)), None)
+    if isinstance(like, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(like):
+            return f"has another {name}"
+        return next(filter(None, (unlike(*pair, name) for pair in zip(value, like, strict=True))), None)
+    if isinstance(like, torch.Tensor):
+        same = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (like.shape, like.dtype)
+    else:
+        numbers = isinstance(like, (int, float)) and isinstance(value, (int, float))
+        same = numbers or isinstance(value, type(like))
+    return None if same else f"has another {name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import resource
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +92,16 @@ class Runtime:
     def facts(self) -> dict[str, Any]:
         """What the record says of the machine; peak memory in MiB of the run on a GPU, else of the process so far."""
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else kib / 1024
-        return {"device": name, "peak_memory_mib": round(peak, 1), "torch": torch.__version__, "numpy": np.__version__}
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else _peak_of_process()
+        memory = {} if peak is None else {"peak_memory_mib": round(peak, 1)}
+        return {"device": name, **memory, "torch": torch.__version__, "numpy": np.__version__}
+
+
+def _peak_of_process() -> float | None:
+    """MiB; None on a system that does not count it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024  # bytes there, KiB elsewhere

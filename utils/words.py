@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import unicodedata
-from typing import Any
+from typing import Any, TextIO
 
 LONGEST_WORD, LONGEST_LINE = 250, 2000  # of an error; a folder's name has no more than 255 letters
 
@@ -37,13 +40,9 @@ class Unfinished(Mended):
 class Damaged(Mended):
     """A file of a finished run is missing or cannot be read; the run has to be repeated."""
 
-    def __init__(self, file: Any, run: Any) -> None:
-        what = "cannot be read, or is damaged" if file.exists() else "is missing"
+    def __init__(self, file: Any, run: Any, what: str = "") -> None:
+        what = what or ("cannot be read, or is damaged" if file.exists() else "is missing")
         super().__init__(f"{file} {what}; repeat the run that wrote it with --force", run, True)
-
-
-def say(text: str) -> None:  # the only way anybody here speaks to the person at the terminal
-    print(text, flush=True)
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -60,9 +59,49 @@ def is_control(letter: str) -> bool:
     return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
+def visible(text: str) -> str:
+    """Control characters written out, but for spaces and ends of lines."""
+    return "".join(ascii(letter)[1:-1] if is_control(letter) and not letter.isspace() else letter for letter in text)
+
+
 def as_line(text: str) -> str:
     """An error as one line that any terminal shows: control characters written out, what is very long cut in its middle."""
-    text = "".join(ascii(letter)[1:-1] if is_control(letter) and not letter.isspace() else letter for letter in text)
-    words = [word if len(word) <= LONGEST_WORD else f"{word[:100]}...{word[-50:]}" for word in text.split()]
+    words = [word if len(word) <= LONGEST_WORD else f"{word[:100]}...{word[-50:]}" for word in visible(text).split()]
     line = " ".join(words)
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE * 2 // 3]} ... {line[-LONGEST_LINE // 4 :]}"
+
+
+def say(text: str) -> None:
+    """The only way anybody here speaks to the person at the terminal; control characters are written out."""
+    put(f"{visible(text)}\n", sys.stdout)
+
+
+def put(text: str, stream: TextIO | None) -> None:
+    """Write to a standard stream. One that is closed or full is told once, and stops nobody: results are on the disk.
+
+    What the terminal's encoding lacks is written as its escape.
+    """
+    try:
+        if stream is None:  # closed before Python began
+            return
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            known = stream.encoding or "ascii"
+            stream.write(text.encode(known, "backslashreplace").decode(known))
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: closed by Python itself
+        _drop(stream)
+        if stream is sys.stdout:
+            told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            put(f"notice: nothing can be written to standard output ({told}); the work goes on, and results go to their "
+                "files\n", sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lead a stream that takes nothing more to nowhere, what it still holds too, which Python writes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
