@@ -44,8 +44,8 @@ METRICS = {
     "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
     "acc_low, acc_mid, acc_high": ("%", "as retrain's", "accuracy on the least, middle and most memorized part of the forget "
                                    "set (by ES: entangled), where scores cut it into groups"),
-    "MIA_low, MIA_mid, MIA_high": ("%", "as retrain's", "share of that part which the confidence attack calls non-member; one "
-                                   "fit for all parts, that of MIA"),
+    "MIA_low, MIA_mid, MIA_high": ("%", "as retrain's", "share of that part which the confidence attack calls non-member; the "
+                                   "same fits for all parts, those of MIA"),
     "ToW": ("0 to 1", "1", "product over forget, retain and test of 1 - |accuracy - retrain's|"),
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
     "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or a loss, weights or outputs that "

@@ -39,7 +39,7 @@ LARGER_IS_MEMBER = {
 }
 RULES = ("threshold", "interval", "svc")
 DRAWS, FITS = 50, 10  # draws of what is solved exactly, and of what is fitted by iteration
-AT_ONCE = 2**21  # numbers in one array of all draws times all values; more draws are taken one part after another
+AT_ONCE = 2**17  # numbers in an array of draws times values, which stays in the cache; more draws come part by part
 
 
 @dataclass(frozen=True)
