@@ -38,7 +38,7 @@ LARGER_IS_MEMBER = {
     "m_entropy_published": True,
 }
 RULES = ("threshold", "interval", "svc")
-DRAWS, FITS = 50, 10  # draws of what is solved exactly, and of what is fitted by iteration
+DRAWS, FITS = 100, 10  # draws of what is solved exactly, and of what is fitted by iteration
 AT_ONCE = 2**17  # numbers in an array of draws times values, which stays in the cache; more draws come part by part
 
 

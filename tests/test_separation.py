@@ -251,9 +251,9 @@ def test_a_model_and_its_retrain_meet_the_same_draws(monkeypatch: pytest.MonkeyP
             accuracy.summarise(part, (), EvaluationConfig(), 3)
     accuracy.summarise(arrays, (), EvaluationConfig(), 4)
     first, *others = [np.concatenate([side for sides in drawn for side in sides], axis=1) for drawn in seen]
-    assert len(first) == 50
+    assert len(first) == 100
     assert [np.array_equal(first, other) for other in others] == [True, True, True, False]
-    assert len({row.tobytes() for row in first}) == 50
+    assert len({row.tobytes() for row in first}) == 100
 
 
 def test_the_record_says_how_many_draws_and_what_they_left_open(bench: Path) -> None:
