@@ -92,7 +92,6 @@ def explain(order: str) -> Callable[[int], float]:
 def test_error_of_a_process_reaches_the_caller(order: str, kind: type[Exception], words: str,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same kind; a process's own code, run here at one end of the pipe. It computes on one thread."""
-    monkeypatch.setattr(engines.signal, "signal", lambda *args: None)
     monkeypatch.setenv("PLACE", "")
     ours, theirs = engines.multiprocessing.Pipe()
     ours.send(1)

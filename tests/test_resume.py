@@ -223,17 +223,17 @@ def test_a_process_killed_at_a_random_moment_resumes_bit_identically(job: str, l
 
 
 KILLED_WHILE_WRITING = """
-import os, signal, sys, utils.runs, main_random
-real, states = utils.runs.write_atomic, []
-def write_atomic(path, write):
+import os, signal, sys, utils.files, main_random
+real, states = utils.files.write_atomic, []
+def write_atomic(path, write, *flag):
     def half(file):
         write(file)
         file.flush()
         file.truncate(file.tell() // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     states.append(path.name == "state.pt")
-    real(path, half if path.name == "state.pt" and sum(states) == 2 else write)
-utils.runs.write_atomic = write_atomic
+    real(path, half if path.name == "state.pt" and sum(states) == 2 else write, *flag)
+utils.files.write_atomic = write_atomic
 main_random.main(sys.argv[1:])
 """
 
@@ -270,7 +270,8 @@ def test_a_second_process_says_that_it_waits(tmp_path: Path, capsys: pytest.Capt
     hold = ("import os, sys, time, pathlib\n"
             "from utils.folders import FolderLock\n"
             "os.makedirs(sys.argv[1])\n"
-            "FolderLock(pathlib.Path(sys.argv[1])).acquire(None)\n"
+            "lock = FolderLock(pathlib.Path(sys.argv[1]))\n"
+            "lock.acquire(None)\n"
             "print('held', flush=True)\n"
             "time.sleep(0.5)\n")
     name = run_whole("main_train.py", words, tmp_path / "whole").folder.name
