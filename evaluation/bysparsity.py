@@ -25,7 +25,8 @@ class Study(NamedTuple):
 
 
 TOW = Study("sparsity", ("ToW", "UA", "RA", "TA", "MIA", MEAN_GAP, GAP_MEANS, "seconds"), ("ToW", "UA", "seconds"))
-MIA = Study("sparsity_mia", ("ToW-MIA", "MIA", "MIA_entropy", "MIA_m_entropy", "AUC_confidence", "privacy", "seconds"),
+MIA = Study("sparsity_mia", ("ToW-MIA", "MIA", "AUC_forget", "KS_forget", "MIA_entropy", "MIA_m_entropy", "AUC_confidence",
+                             "privacy", "seconds"),
             ("ToW-MIA", "MIA", "seconds"))
 
 
