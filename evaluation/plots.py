@@ -73,9 +73,13 @@ def _titled(axes: Any, title: str, note: str) -> None:
 
 
 def bars(table: list[Row], name: str, title: str, note: str = "") -> Figure:
-    """A bar a method, best at the top, collapsed ones below all, with its interval; the floor of retrains as line and band."""
+    """A bar a method with its interval, best at the top, collapsed ones below all; the floor of retrains as line and band.
+
+    Where a note says that none is the best, the methods stand in the table's order.
+    """
     others = [row for row in _methods(table, name) if not row.is_reference]
-    shown = sorted(others, key=lambda row: (not row.collapsed, row.numbers[name][0])) or _methods(table, name)
+    rank = {id(row): -place if note else row.numbers[name].mean for place, row in enumerate(others)}
+    shown = sorted(others, key=lambda row: (not row.collapsed, rank[id(row)])) or _methods(table, name)
     figure, axes = _figure(8, 1.6 + 0.36 * len(shown))
     values = [row.numbers[name][0] for row in shown]
     colours = [LIGHT if row.collapsed else GREY if row.pairs[0].method == "raw" else BLUE for row in shown]
@@ -83,7 +87,8 @@ def bars(table: list[Row], name: str, title: str, note: str = "") -> Figure:
     axes.set_yticks(range(len(shown)), [f"{row.told}  (n={len(row.pairs)})" for row in shown])
     floor = next((r.numbers[name] for r in table if r.method == FLOOR and name in r.numbers), None)
     if floor is not None:
-        axes.axvline(floor.mean, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor.mean:.3f}")
+        axes.axvline(floor.mean, color=RED, linestyle="--", label=f"retrain against retrain, other seed: {floor.mean:.3f}"
+                     + (" (band: least to most)" if floor.ends else ""))
         if floor.ends:
             axes.axvspan(*floor.ends, color=RED, alpha=0.12, linewidth=0, zorder=0)
         figure.legend(loc="outside upper center", frameon=False)
@@ -92,8 +97,7 @@ def bars(table: list[Row], name: str, title: str, note: str = "") -> Figure:
     for place, value in enumerate(values):
         axes.annotate(f"{value:.3f}", (axes.get_xlim()[0], place), xytext=(5, -4), textcoords="offset points",
                       bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}, fontsize=9)
-    axes.set_xlabel(f"{name}, 1 = like retrain; bars start at {axes.get_xlim()[0]:.2f}; black: 95 % t-interval over seeds"
-                    + ("; red: mean and range of pairs of retrains" if floor else ""))
+    axes.set_xlabel(f"{name}, 1 = like retrain; bars start at {axes.get_xlim()[0]:.2f}; black: 95 % t-interval")
     _titled(axes, f"{title}: {table[0].setting}", note)
     return figure
 
@@ -246,7 +250,8 @@ def _tell(figure: Figure, panels: list[Any], pivot: Pivot, name: str, title: str
     lowest = max(0.0, low - 0.6 * room, min(_low(number) for number in numbers))
     for axes in panels:
         axes.set_xlim(lowest - 0.04 * room, 1.0 + 0.04 * room)
-        axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals", fontsize=9)
+        floor = ", of retrains their range" if FLOOR in pivot.cells else ""
+        axes.set_xlabel(f"{name}, 1 = like retrain; lines: 95 % t-intervals{floor}", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     figure.suptitle(f"{title}: {pivot.heading}" + (HOLLOW if pivot.collapsed else ""), fontsize=10)

@@ -77,7 +77,7 @@ def cell(number: Number | None, digits: int = 2, floor: bool = False) -> str:
     if width < 0.5 * 10**-digits:
         return f"{mean:.{digits}f} ±0"
     places = digits if floor else min(digits, max(0, math.ceil(1 - math.log10(width))))
-    low, high = (f"{end:.{places}f}" for end in ends)
+    low, high = (f"{round(end, places) + 0.0:.{places}f}" for end in ends)  # no minus before a zero
     return f"{mean:.{digits}f} ({low}..{high})" if floor else f"{mean:.{digits}f} [{low}, {high}]"
 
 

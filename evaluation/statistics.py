@@ -6,6 +6,7 @@ second.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -65,6 +66,7 @@ def _moments(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+@functools.cache
 def _t(share: float, freedom: int) -> float:
     from scipy.stats import t
 
@@ -198,6 +200,7 @@ def power_of_tost(margin: float, n: int, mean: float = 0.0, alpha: float = 1 - L
     return float(np.maximum(norm.cdf(room - shift) - norm.cdf(-room - shift), 0).mean())
 
 
+@functools.cache
 def _spreads(n: int) -> np.ndarray:
     """Estimated over true standard deviation of n normal values, at 2,000 equal shares of probability."""
     from scipy.stats import chi2

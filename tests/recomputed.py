@@ -99,8 +99,8 @@ def apart(a: Run, b: Run) -> float:
 class Table:
     """Every run below a folder, and what the tables say of one method."""
 
-    def __init__(self, root: Path) -> None:
-        runs = [Run(path.parent) for path in sorted(root.glob("forget/*/record.json"))]
+    def __init__(self, root: Path, records: str = "forget/*/record.json") -> None:
+        runs = [Run(path.parent) for path in sorted(root.glob(records))]
         self.runs: dict[str, dict[int, Run]] = {}
         for run in runs:
             self.runs.setdefault(run.method, {})[run.seed] = run

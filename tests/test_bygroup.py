@@ -166,6 +166,19 @@ def test_filters_by_group_proxy_and_plan(bench: Path) -> None:
             table_of(bench, **nothing)
 
 
+def test_proxy_filter_goes_by_the_record_of_the_scores(library: Path, tmp_path: Path) -> None:
+    """The score in the record is what the set was cut by, whatever flag led to it: a file of scores names itself."""
+    for method in ("retrain", "FT"):
+        for score, flag in (("confidence", None), ("entropy", "confidence")):
+            folder = grouped(pretend(library, tmp_path, method, 3, name=f"-{score}"), score, mem="low")
+            settings = read_record(folder).record["settings"]
+            change(folder, settings=settings | {"forget": settings["forget"] | {"mem_proxy": flag}})
+    for score in ("confidence", "entropy"):
+        assert {row.setting.split("(")[1].split(")")[0] for row in table_of(tmp_path, mem_proxy=score)} == {f"low by {score}"}
+    with pytest.raises(BadInput, match="passes the filters"):
+        table_of(tmp_path, mem_proxy="memorization")
+
+
 def test_plan_without_retrain_is_told_how_to_make_it(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     shutil.rmtree(root / "forget" / "retrain-5-mix-entropy")

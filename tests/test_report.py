@@ -28,7 +28,8 @@ from pretended import (
 )
 from recomputed import interval
 
-from evaluation import contrasts, plots, report
+from evaluation import accuracy, contrasts, plots, report
+from evaluation.measures import measures
 from evaluation.pairs import AnalysisConfig
 from evaluation.rows import FLOOR
 from evaluation.statistics import Number
@@ -164,6 +165,61 @@ def test_other_attack_changes_only_membership(bench: Path) -> None:
     ours, svc = (row_of(table_of(bench, mia=rule), "NG").numbers for rule in ("threshold", "svc"))
     assert ours["MIA"] != svc["MIA"] and ours["ToW-MIA"] != svc["ToW-MIA"]
     assert all(ours[name] == svc[name] for name in ("ToW", "forget", "retain", "test", "disagreement_test", "seconds"))
+
+
+def test_the_retrains_metrics_are_of_the_attack_that_is_asked_for(bench: Path) -> None:
+    """Not of the one in its record: under --mia_mode published both sides are attacked anew."""
+    changed = 0
+    for pair in row_of(table_of(bench, mia_mode="published"), "NG").pairs:
+        attack = accuracy.EvaluationConfig(mia_mode="published")
+        own, ref = (accuracy.summarise(outputs_of(bench, method, pair.seed), (), attack, pair.seed)["MIA"]
+                    for method in ("NG", "retrain"))
+        assert (pair.metrics["MIA"], pair.reference["MIA"]) == (own, ref)
+        changed += ref != pair.retrain.record["metrics"]["MIA"]
+        shares = [(hits(bench, "NG", pair.seed, part), hits(bench, "retrain", pair.seed, part)) for part in ("retain", "test")]
+        wanted = math.prod(1 - abs(a - b) for a, b in [(own / 100, ref / 100), *shares])
+        assert measures(pair)["ToW-MIA"] == pytest.approx(wanted)
+    assert changed
+
+
+def test_a_metric_that_not_every_seed_has_is_no_mean(bench: Path, tmp_path: Path) -> None:
+    """MIA in the last seed alone, privacy in the first alone: neither stands as if all seeds had it."""
+    root = copied(bench, tmp_path)
+    for seed in SEEDS:
+        folder = root / "forget" / f"FT-{seed}"
+        metrics = read_record(folder).record["metrics"]
+        gone = {"MIA": None} if seed != SEEDS[-1] else {}
+        change(folder, metrics=metrics | gone | ({"privacy": None} if seed != SEEDS[0] else {}))
+    numbers = row_of(table_of(root), "FT").numbers
+    assert not {"MIA", "privacy", "ToW-MIA", "Avg. gap"} & set(numbers) and numbers["ToW"].n == len(SEEDS)
+    assert {"MIA", "privacy"} < set(row_of(table_of(root), "NG").numbers)
+
+
+def test_disagreement_on_test_leaves_forgotten_classes_out(bench: Path, tmp_path: Path) -> None:
+    root = copied(bench, tmp_path)
+    for method, seed in itertools.product(LEANS, SEEDS):
+        change(root / "forget" / f"{method}-{seed}", whole_classes=[2])
+    shares, all_shares = [], []
+    for seed in SEEDS:
+        ours, theirs = (outputs_of(bench, name, seed) for name in ("NG", "retrain"))
+        differ = ours["test_logits"].argmax(1) != theirs["test_logits"].argmax(1)
+        shares.append(100 * differ[ours["test_labels"] != 2].mean())
+        all_shares.append(100 * differ.mean())
+    found = row_of(table_of(root), "NG").numbers["disagreement_test"].mean
+    assert found == pytest.approx(np.mean(shares)) and np.mean(shares) != pytest.approx(np.mean(all_shares))
+
+
+def test_class_filter_takes_the_forget_sets_of_just_these_classes(bench: Path, tmp_path: Path) -> None:
+    """Those of 1 and 2 are not those of 1; the order in which they were named is no matter of theirs."""
+    root = copied(bench, tmp_path)
+    for method, seed in itertools.product(LEANS, SEEDS):
+        folder = root / "forget" / f"{method}-{seed}"
+        settings = read_record(folder).record["settings"]
+        change(folder, settings=settings | {"forget": settings["forget"] | {"class_to_replace": [1, 2]}})
+    assert {row.method for row in table_of(root, class_to_replace=(1, 2))} == {*LEANS, FLOOR}
+    for other in ((1,), (2,), (1, 2, 3), (-1,)):
+        with pytest.raises(BadInput, match="passes the filters"):
+            table_of(root, class_to_replace=other)
 
 
 # --------------------------------------------------------------------------------------------------- what does not pair

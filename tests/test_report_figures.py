@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pretended import four_methods, of_csv, outputs_of, table_of
+from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, outputs_of, table_of
 
 from evaluation import contrasts, plots, report
 from evaluation.pairs import AnalysisConfig
@@ -142,3 +143,18 @@ def test_confidence_histograms_are_of_the_stored_logits(bench: Path) -> None:
             # the outline goes from edge to edge of every bin at its height
             heights = drawn[label][1:41:2, 1]
             assert heights.tolist() == pytest.approx(shares)
+
+
+def test_confidence_histograms_leave_forgotten_classes_out_of_the_test_images(bench: Path, tmp_path: Path) -> None:
+    root = copied(bench, tmp_path)
+    for method, seed in itertools.product(LEANS, SEEDS):
+        change(root / "forget" / f"{method}-{seed}", whole_classes=[1])
+    (panel,) = [panel for panel in plots.histograms(table_of(root)).axes if panel.get_title() == "NG, seed 3"]
+    drawn = {shape.get_label(): shape.get_xy()[1:41:2, 1] for shape in panel.patches}
+    found = outputs_of(bench, "NG", 3)
+    for label, part in (("test", "test"), ("forget", "forget")):
+        kept = (found[f"{part}_labels"] != 1) | (part == "forget")
+        logits, labels = found[f"{part}_logits"][kept].astype(float), found[f"{part}_labels"][kept]
+        values = np.exp(logits[np.arange(len(labels)), labels]) / np.exp(logits).sum(1)
+        shares = np.histogram(values, 20, (0, 1))[0] / len(values)
+        assert drawn[label].tolist() == pytest.approx(shares.tolist())
