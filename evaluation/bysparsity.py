@@ -12,7 +12,7 @@ from evaluation.notes import BROKEN
 from evaluation.pairs import FilterConfig
 from evaluation.report import AGAINST_RETRAIN, Extra, Pivot, cell, digits_of, grid
 from evaluation.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
-from evaluation.settings import pruned_share
+from evaluation.settings import network_of, pruned_share
 from utils import digest_of
 
 
@@ -100,7 +100,7 @@ def sweeps(table: list[Row]) -> list[Sweep]:
         pruning = training.get("pruning") or {}
         rest = [{name: value for name, value in training.items() if name != "pruning"}, run.record["parent"].get("setup")]
         network = f"{run.setting('dataset')} {run.setting('arch')}"
-        family = rows[0].place._replace(network=network, origin=digest_of([*rest, run.setting("imagenet_arch")])[:4])
+        family = rows[0].place._replace(network=network, origin=digest_of([*rest, network_of(run)])[:4])
         families.setdefault(family, {}).setdefault(_way(pruning), []).append((pruned_share(pruning), rows))
     found = []
     for family, ways in families.items():

@@ -73,6 +73,11 @@ def pruned_share(pruning: Mapping[str, Any]) -> float:
     return 1 - pruning["shares"][-1] if pruning.get("shares") else float(pruning.get("synflow", 0))
 
 
+def network_of(run: Saved) -> dict[str, Any]:
+    """The settings of the network, which a published file's children alone record."""
+    return {name: value for name, value in run.record["settings"].get("model", {}).items() if name != "num_classes"}
+
+
 def departures(retrain: Saved) -> str:
     """Settings of a retrain that are not those of its original's training, in words; "" where it was trained as that was.
 
@@ -103,8 +108,7 @@ def by_split(run: Saved, drawn: Mapping[str, str]) -> Setting:
     record = run.record
     network = (run.setting("dataset"), run.setting("arch"))
     pruning = (record["parent"].get("training") or {}).get("pruning") or {}
-    origin = digest_of([record["parent"].get("training"), record["parent"].get("setup"), run.setting("imagenet_arch"),
-                        *network])[:4]
+    origin = digest_of([record["parent"].get("training"), record["parent"].get("setup"), network_of(run), *network])[:4]
     network += tuple(f"{100 * share:.4g} % pruned" for share in [pruned_share(pruning)] if share)
     size, whole = record["forget_size"], ",".join(map(str, record["whole_classes"]))
     what = f"class {whole} ({size} images)" if whole else f"{size} images"
@@ -169,7 +173,7 @@ def told_apart(origins: Iterable[tuple[Setting, Saved]]) -> dict[str, str]:
         parent = run.record["parent"]
         training = {name: value for name, value in (parent.get("training") or {}).items() if name != "pruning"}
         network = f"{run.setting('dataset')} {run.setting('arch')}"
-        facts = training | (parent.get("setup") or {}) | {"imagenet_arch": run.setting("imagenet_arch")}
+        facts = training | (parent.get("setup") or {}) | network_of(run)
         known.setdefault(network, {})[setting.origin] = facts
     found = {}
     for family in known.values():
