@@ -41,7 +41,8 @@ METRICS = {
                          "images exceed; the reason in its place where they are fewer than 1,000 (10,000)"),
     "KS_forget": ("%", "retrain against retrain", "Kolmogorov-Smirnov distance between the margins (log p - log(1 - p) of the "
                   "true class) of the forget set and those under retrain; sees over-forgetting, which ToW cannot"),
-    "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA"),
+    "Avg. gap": ("points", "0", "mean |difference to retrain| over UA, RA, TA and MIA of single runs, mean over seeds"),
+    "gap of means": ("points", "0", "the same of means over seeds, as published tables have it: smaller, since chance cancels"),
     "acc_low, acc_mid, acc_high": ("%", "as retrain's", "accuracy on the least, middle and most memorized part of the forget "
                                    "set (by ES: entangled), where scores cut it into groups"),
     "MIA_low, MIA_mid, MIA_high": ("%", "as retrain's", "share of that part which the confidence attack calls non-member; the "

@@ -21,13 +21,15 @@ from utils import read_record
 
 def scored(root: Path, name: str, seed: int, values: np.ndarray, original: str = "", **facts: Any) -> Path:
     """A finished run of main_memorization.py, pretended."""
-    folder = root / "memorization" / f"{name}-{seed}-{len(facts)}"
+    folder = root / "memorization" / f"{name}-{seed}"
     folder.mkdir(parents=True)
     np.savez(folder / "scores.npz", **{name: values.astype(np.float32)}, labels=np.arange(len(values)) % 3, images_key="images")
     settings = {"data": {"dataset": "digits"}, "model": {"arch": "resnet20s"}, "choice": {"score": name}, "rt": {"seed": seed},
                 "cfg": {}}
-    record = {"schema": 1, "status": "done", "finished": "now", "settings": settings, "images_key": "images",
-              "parent": {"sha256": original, "path": f"{root}/train/none/model.pt"} if original else {}, **facts}
+    record = {"schema": 1, "stage": "memorization", "label": name, "status": "done", "finished": "now", "settings": settings,
+              "images_key": "images", "seconds": {}, "files": {"scores.npz": (folder / "scores.npz").stat().st_size}, **facts}
+    if original:
+        record["parent"] = {"sha256": original, "path": f"{root}/train/none/model.pt", "training": None}
     (folder / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -35,12 +37,12 @@ def scored(root: Path, name: str, seed: int, values: np.ndarray, original: str =
 def test_table_of_scores(library: Path, tmp_path: Path) -> None:
     """Seconds with the pool's, the direction in words, Spearman with the largest pool's memorization over seeds."""
     draw = np.random.default_rng()
-    truth = draw.normal(size=40)
+    truth = draw.uniform(-1, 1, size=40)
     for method in ("retrain", "FT"):
         pretend(library, tmp_path, method, 3)
     scored(tmp_path, "memorization", 2, truth, seconds={"score": 1.0, "pool": 30.0}, models=20)
-    scored(tmp_path, "memorization", 4, -truth, seconds={"score": 1.0, "pool": 3.0}, models=5, few=True)
-    values = {seed: truth + draw.normal(size=40) for seed in SEEDS}
+    scored(tmp_path, "memorization", 4, -truth, seconds={"score": 1.0, "pool": 3.0}, models=5)
+    values = {seed: 9 + truth + draw.normal(size=40) for seed in SEEDS}
     values[5][:4] = np.nan
     for seed in SEEDS:
         scored(tmp_path, "ho_ret", seed, values[seed], f"original {seed}", seconds={"score": 2.0 * seed})
@@ -67,7 +69,7 @@ def test_recorded_scores_of_the_originals_count_their_recording(library: Path, t
     run = shell.only(library, "train")
     with np.load(run.folder / "events.npz") as file:
         events = {name: file[name] for name in file.files}
-    truth = np.random.default_rng().normal(size=len(events["labels"]))
+    truth = np.random.default_rng().uniform(-1, 1, size=len(events["labels"]))
     np.savez(tmp_path / "known.npz", memorization=truth)
     for method in ("retrain", "FT"):
         grouped(pretend(library, tmp_path, method, 3), "confidence", mem="low")
