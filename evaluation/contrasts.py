@@ -180,26 +180,32 @@ def _excess(row: Row, reference: Row, measure: str) -> tuple[Paired, tuple[Hasha
 def no_room(part: list[Row], study: Study, cfg: FilterConfig) -> str:
     """Why the forget set cannot tell methods apart: the untouched original is already like retrain; "" where it is not.
 
-    Either its mean distance lies within the range of the floor, and neither its excess over the floor nor a paired test of
-    its forget accuracy (or MIA) tells it from retrain; or it lies within delta of retrain in all that the headline measure is
-    made of.
+    Headed "no headroom", or "too few seeds" to say so.
+
+    Either it lies within delta of retrain in all that the headline measure is made of; or no test over the seeds tells it from
+    retrain: because its mean distance is within the range of the floor, or because there are too few seeds to say.
     """
     raw = next((row for row in methods_of(part) if row.pairs[0].method == "raw"), None)
     if raw is None:
         return ""
     alone = [row for row in part if row is raw or row.is_reference]
     over = with_floor(alone, study.headline, cfg)
-    first = with_retrain(alone, study.shown[0], cfg)
+    parts = [with_retrain(alone, name, cfg) for name in (study.shown[0], "retain", "test")]
+    if not all(parts):  # a model whose outputs are not finite
+        return ""
+    if all(_near(found[0]) for found in parts):
+        return f"no headroom: the original itself lies within delta of retrain ({delta_of(study.shown[0], cfg):g} points)"
+    tests = [*over, *(found[0] for found in parts)]
+    if max(c.found.n for c in tests) == 1 or any(c.verdict.startswith(DIFFERENT) for c in tests):
+        return ""
     floor = next((row.numbers.get(study.headline) for row in part if row.method == FLOOR), None)
-    if over and first and floor is not None and not any(c.verdict.startswith(DIFFERENT) for c in (*over, *first)):
+    if over and floor is not None:
         own, least = 1 - floor.mean + over[0].found.mean, floor.ends[0] if floor.ends else floor.mean
         if own <= 1 - least:
-            return (f"the original itself is as near to retrain as retrains are to one another (1 - {study.headline}: "
-                    f"{own:.3f}; they {1 - floor.mean:.3f}, at most {1 - least:.3f})")
-    parts = [first, *(with_retrain(alone, name, cfg) for name in ("retain", "test"))]
-    if all(found and _near(found[0]) for found in parts):
-        return f"the original itself lies within delta of retrain ({delta_of(study.shown[0], cfg):g} points)"
-    return ""
+            return ("no headroom: the original itself is as near to retrain as retrains are to one another (1 - "
+                    f"{study.headline}: {own:.3f}; they {1 - floor.mean:.3f}, at most {1 - least:.3f})")
+    seen = ", ".join(f"{c.measure} {words(c)}" for c in tests)
+    return f"too few seeds: {parts[0][0].found.n} do not tell the original itself from retrain ({seen})"
 
 
 def _near(contrast: Contrast) -> bool:
@@ -208,12 +214,32 @@ def _near(contrast: Contrast) -> bool:
     return contrast.verdict in (EQUIVALENT, WITHIN)
 
 
+def no_gain(part: list[Row], study: Study, cfg: FilterConfig) -> str:
+    """How doing nothing is as good as the best method, by the headline measure, headed "no gain"; "" where it is not."""
+    raw = next((row for row in methods_of(part) if row.pairs[0].method == "raw"), None)
+    best = best_of(part, study.headline)
+    if raw is None or best is None:
+        return ""
+    if best is raw:
+        return f"no gain over raw: no method has a better {study.headline} than the original itself"
+    found = with_best([row for row in part if row is raw or row is best or row.is_reference], study.headline, cfg, best)
+    if found and found[0].verdict == EQUIVALENT:
+        return (f"no gain over raw: the original itself is equivalent to the best method ({best.method}; {study.headline} "
+                f"{found[0].found.mean:+.3f})")
+    return ""
+
+
+def nobody_best(part: list[Row], study: Study, cfg: FilterConfig) -> str:
+    """Why no method of a setting is called the best, with a head of a few words before a colon; "" where one may be."""
+    return no_room(part, study, cfg) or no_gain(part, study, cfg)
+
+
 # --------------------------------------------------------------------------------------------------------------------- output
 
 
 def of_setting(part: list[Row], study: Study, cfg: FilterConfig) -> list[Contrast]:
     """Every comparison of one setting's rows, for the CSV."""
-    best = None if no_room(part, study, cfg) else best_of(part, study.headline)
+    best = None if nobody_best(part, study, cfg) else best_of(part, study.headline)
     distances = (study.headline, MEAN_GAP)
     return [*(c for name in study.measures for c in with_retrain(part, name, cfg)),
             *(c for name in distances for c in with_floor(part, name, cfg)),

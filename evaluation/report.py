@@ -144,8 +144,8 @@ def of_study(cfg: FilterConfig, study: Study, table: list[Row]) -> list[Extra]:
     columns = TOW_COLUMNS if study is contrasts.TOW else MIA_COLUMNS
 
     def below(part: list[Row]) -> list[str]:
-        reason = contrasts.no_room(part, study, cfg)
-        told = note(f"no headroom: {reason}. This forget set cannot tell methods apart; none is the best.") if reason else []
+        reason = contrasts.nobody_best(part, study, cfg)
+        told = note(f"{reason}. This forget set does not tell the methods apart; none is the best.") if reason else []
         return told + contrasts.texts(part, study, cfg, grid)
 
     def compared(part: list[Row]) -> list[contrasts.Contrast]:
@@ -179,7 +179,8 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
     figures: dict[str, Figure] = {}
     for setting, tag in settings.items():
         part = [row for row in table if row.setting == setting]
-        drawn = draw(part, "no headroom: no method is the best here" if contrasts.no_room(part, study, cfg) else "")
+        reason = contrasts.nobody_best(part, study, cfg)
+        drawn = draw(part, f"{reason.partition(':')[0]}: no method is the best here" if reason else "")
         figures |= {figure if len(settings) == 1 else f"{figure}-{tag}": it for figure, it in drawn.items()}
     main, *rest = of_study(cfg, study, table)
     extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]

@@ -163,14 +163,21 @@ def test_headroom_is_not_denied_without_reason(bench: Path) -> None:
     assert "no headroom" not in plots.tow_figures(table)["tow"].axes[0].get_title()
 
 
-def test_a_wide_interval_alone_is_no_lack_of_headroom(library: Path, tmp_path: Path) -> None:
-    """An original far from retrain, in seeds that differ much: 0 lies in its intervals, but not near its means."""
+def test_too_few_seeds_are_not_taken_for_an_original_like_retrain(library: Path, tmp_path: Path) -> None:
+    """An original far from retrain, in seeds that differ much: 0 lies in its intervals, but not near its means.
+
+    Nobody is the best then either, since not even doing nothing is told from retraining; but that is another reason.
+    """
     table = table_of(four_methods(library, tmp_path))
     alone = [row for row in table if row.method == "raw" or row.is_reference]
     (over,) = contrasts.with_floor(alone, "ToW", AnalysisConfig())
     (first,) = contrasts.with_retrain(alone, "forget", AnalysisConfig())
     assert over.verdict == first.verdict == "undecided" and over.found.mean > 0.05
-    assert contrasts.no_room(table, contrasts.TOW, AnalysisConfig()) == ""
+    reason = contrasts.no_room(table, contrasts.TOW, AnalysisConfig())
+    assert reason.startswith("too few seeds: 3 do not tell the original itself from retrain (1 - ToW +")
+    assert "as near" not in reason
+    assert f"forget {contrasts.words(first)}" in reason
+    assert not [c for c in contrasts.of_setting(table, contrasts.TOW, AnalysisConfig()) if c.against not in ("retrain", FLOOR)]
 
 
 def test_one_seed_within_delta_leaves_no_headroom(bench: Path, tmp_path: Path) -> None:
@@ -183,6 +190,31 @@ def test_one_seed_within_delta_leaves_no_headroom(bench: Path, tmp_path: Path) -
     change(root / "forget" / "raw-3", metrics=metrics | {"test": metrics["test"] + 1.5})
     assert contrasts.no_room(table_of(root, seed=(3,)), contrasts.TOW, AnalysisConfig()) == ""
     assert contrasts.no_room(table_of(root, seed=(3,)), contrasts.TOW, AnalysisConfig(delta=2.0)) != ""
+
+
+def like_raw(bench: Path, tmp_path: Path, *methods: str) -> Path:
+    """Methods whose numbers are the original's in every seed, and that have outputs of their own."""
+    root = copied(bench, tmp_path)
+    for method, seed in itertools.product(methods, SEEDS):
+        change(root / "forget" / f"{method}-{seed}", metrics=read_record(root / "forget" / f"raw-{seed}").record["metrics"])
+    return root
+
+
+def test_a_best_method_that_is_equivalent_to_doing_nothing_is_not_called_so(bench: Path, tmp_path: Path) -> None:
+    """There is headroom, but none of it is used."""
+    root = like_raw(bench, tmp_path, "FT", "NG")
+    table = table_of(root)
+    assert contrasts.no_room(table, contrasts.TOW, AnalysisConfig()) == ""
+    reason = contrasts.nobody_best(table, contrasts.TOW, AnalysisConfig())
+    assert reason.startswith("no gain over raw: ")
+    text = analysed(root, tmp_path / "out")
+    assert "note: no gain over raw: " in text and "method - best" not in text and "no headroom" not in text
+    assert contrasts.nobody_best(table_of(bench), contrasts.TOW, AnalysisConfig()) == ""
+    for seed, less in zip(SEEDS, (0.5, -0.3, 0.2), strict=True):  # a better one by less than delta, and by chance
+        metrics = read_record(root / "forget" / f"FT-{seed}").record["metrics"]
+        change(root / "forget" / f"FT-{seed}", metrics=metrics | {"forget": metrics["forget"] - less})
+    reason = contrasts.nobody_best(table_of(root), contrasts.TOW, AnalysisConfig())
+    assert "no gain over raw: the original itself is equivalent to the best method (FT; ToW -0.00" in reason
 
 
 # ------------------------------------------------------------------------------------------------------------------- notes

@@ -135,7 +135,9 @@ def test_every_comparison_is_that_of_the_logits(written: Written, table: Table) 
     means = {m: np.mean(list(table.per_seed(m, study.headline).values())) for m in ("raw", "FT")}  # NG lacks a seed
     best = max(means, key=lambda m: means[m])
     tests = [(line["measure"], line["method"], line["against"]) for line in lines]
-    assert len(set(tests)) == len(tests) == 3 * len(study.measures) + 3 * 2 + 2 * 2
+    room = "none is the best" not in (out / f"{study.name}.md").read_text()
+    assert room or study is contrasts.MIA  # of membership three seeds say too little to call any method the best
+    assert len(set(tests)) == len(tests) == 3 * len(study.measures) + 3 * 2 + 2 * 2 * room
     by_family: dict[tuple[str, str], list[tuple[dict[str, str], float | None]]] = {}
     for line in lines:
         name, method, against = line["measure"], line["method"], line["against"]
