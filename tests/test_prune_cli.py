@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import shell
 import torch
+from pretended import change
 from pruned import IMP, NET, SHORT, STEPS, TOTAL, assert_sparse, bits, content, rounds, starts, trained
 from test_prune import by_full_sort, counted, same
 
 import prune
 import trainer
-from utils import Saved, find_runs
+from utils import Saved, find_runs, read_record
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
 
@@ -88,7 +89,10 @@ def test_more_rounds_reuse_the_finished_ones(sparse: Path, tmp_path: Path) -> No
             taken = shell.interrupt_step(patch, trainer.Sgd, 0)
             shell.call("main_imp.py", *SHORT, "--rewind_epoch", "1", *words, save_dir=root)
         assert len(taken) == 2 * STEPS
-        assert_sparse(shell.only(root, "imp", sparsity=round(1 - prunes, 12)).folder, round(TOTAL * prunes))
+        run = shell.only(root, "imp", sparsity=round(1 - prunes, 12))
+        assert_sparse(run.folder, round(TOTAL * prunes))
+        spent = [read_record(Path(row["run"])).record["seconds"]["train"] for row in run.record["rounds"]]
+        assert run.record["seconds"]["train"] == pytest.approx(sum(spent))  # also of those that were done before
     # the dense model of the same sweep needs no training any more
     with pytest.MonkeyPatch.context() as patch:
         taken = shell.interrupt_step(patch, trainer.Sgd, 0)
@@ -104,6 +108,22 @@ def test_rounds_that_rewind_elsewhere_train_a_dense_model_of_their_own(sparse: P
         shell.interrupt_step(patch, trainer.Sgd, 1)
         shell.call("main_imp.py", *SHORT, "--rewind_epoch", "2", "--rate", "0.2", save_dir=root)
     assert len(list((root / "round").glob("*-round0-*"))) == 2 and len(rounds(root)) == 3
+
+
+def test_rounds_after_another_dense_model_are_trained_anew(sparse: Path, tmp_path: Path) -> None:
+    """As where the dense round was repeated on another machine: what follows is known by the file it goes on from."""
+    root = tmp_path / "more"
+    shutil.copytree(sparse, root)
+    shutil.rmtree(root / "imp")
+    dense = rounds(root)[0].folder
+    whole = content(dense)
+    whole["state_dict"]["fc.bias"] += 1e-3
+    torch.save(whole, dense / "model.pt")
+    change(dense)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shell.interrupt_step(patch, trainer.Sgd, 1)
+        shell.call("main_imp.py", *IMP, save_dir=root)
+    assert len(list((root / "round").glob("*-round1-*"))) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ rewinding
@@ -185,6 +205,10 @@ def test_random_pruning_takes_as_many_and_others(sparse: Path, tmp_path: Path) -
     ours = assert_sparse(shell.only(tmp_path, "imp").folder, round(0.64 * TOTAL))
     assert same(ours, two) and not any((two[name] & ~one[name]).any() for name in one)
     assert not same(two, content(shell.only(sparse, "imp").folder)["mask"])
+    run = shell.only(tmp_path, "imp")
+    shell.forget(run, tmp_path, "retrain", *shell.FORGET, "--own_pruning", "--unlearn_epochs", 2)
+    own = assert_sparse(shell.only(tmp_path, "forget").folder, counted(two))
+    assert not same(own, two)  # drawn anew
     # at random every layer loses alike
     large = [part for part in two.values() if part.numel() > 2000]
     assert all(float(part.double().mean()) == pytest.approx(0.64, abs=0.05) for part in large)
