@@ -211,8 +211,9 @@ def test_a_best_method_that_is_equivalent_to_doing_nothing_is_not_called_so(benc
     assert "note: no gain over raw: " in text and "method - best" not in text and "no headroom" not in text
     assert contrasts.nobody_best(table_of(bench), contrasts.TOW, AnalysisConfig()) == ""
     for seed, less in zip(SEEDS, (0.5, -0.3, 0.2), strict=True):  # a better one by less than delta, and by chance
-        metrics = read_record(root / "forget" / f"FT-{seed}").record["metrics"]
-        change(root / "forget" / f"FT-{seed}", metrics=metrics | {"forget": metrics["forget"] - less})
+        metrics = read_record(root / "forget" / f"raw-{seed}").record["metrics"]
+        for method, lower in (("raw", 1.0), ("FT", 1.0 + less), ("NG", 1.0)):
+            change(root / "forget" / f"{method}-{seed}", metrics=metrics | {"forget": metrics["forget"] - lower})
     reason = contrasts.nobody_best(table_of(root), contrasts.TOW, AnalysisConfig())
     assert "no gain over raw: the original itself is equivalent to the best method (FT; ToW -0.00" in reason
 
