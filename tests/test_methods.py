@@ -222,8 +222,8 @@ def test_retrain_starts_from_weights_of_its_own(tmp_path: Path, monkeypatch: pyt
     """Through the command line: two originals have one retrain, bit for bit, and it has neither's initialisation."""
     made, real = [], models.new
 
-    def new(cfg: Any, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None) -> nn.Module:
-        model = real(cfg, data, rt, purpose, mask)
+    def new(cfg: Any, data: Any, rt: Runtime, purpose: str, *more: Any) -> nn.Module:
+        model = real(cfg, data, rt, purpose, *more)
         made.append((purpose, snapshot(model)))
         return model
 

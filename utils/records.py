@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -156,7 +157,8 @@ def require(run: Saved, *names: str) -> Saved:
 
 def run_of(file: Path) -> Saved | None:
     """The run that wrote a file, where it lies in a run's folder; else None. Damaged where it is not as it was written."""
-    return require(read_record(file.parent), file.name) if (file.parent / RECORD).exists() else None
+    # os.path.exists is False where we may not look, which whoever reads the file then says
+    return require(read_record(file.parent), file.name) if os.path.exists(file.parent / RECORD) else None
 
 
 def survey(root: Path, stages: tuple[str, ...], *, finished: bool = True, files: tuple[str, ...] = (),
