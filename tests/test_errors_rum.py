@@ -93,13 +93,13 @@ unknown method in a plan | rum | {ON} {MIX} --plan low:raw~mid:FTT~high:RL | FTT
 unknown group in a plan | rum | {ON} {MIX} --plan low:raw~middle:FT~high:RL | unknown group 'middle' & low, mid and high
 plan repeats a group | rum | {ON} {MIX} --plan low:raw~mid:FT~mid:RL~high:RL | names the group mid twice
 plan omits a group | rum | {ON} {MIX} --plan low:raw~high:RL | mid is missing & group:raw
-plan omits all groups | rum | {ON} {MIX} --plan= | low, mid, high is missing
+plan omits all groups | rum | {ON} {MIX} --plan= | --plan is empty
 all beside other groups | rum | {ON} {MIX} --plan all:NG~low:raw | low cannot stand beside all
 setting the method lacks | rum | {ON} {MIX} --plan low:raw~mid:FT(msteps=3)~high:RL | FT has no setting 'msteps' & unlearn_lr
 setting of a method without any | rum | {ON} {MIX} --plan low:raw(unlearn_lr=1)~mid:FT~high:RL | raw has no setting & none
-setting of the wrong kind | rum | {ON} {MIX} --plan low:raw~mid:FT(unlearn_epochs=few)~high:RL | unlearn_epochs=few & kind
-setting of a fraction of an epoch | rum | {ON} {MIX} --plan low:raw~mid:FT(unlearn_epochs=1.5)~high:RL | unlearn_epochs=1.5
-switch that is neither | rum | {ON} {MIX} --plan low:raw~mid:SCRUB(rewind=perhaps)~high:RL | rewind=perhaps & kind
+setting of the wrong kind | rum | {ON} {MIX} --plan low:raw~mid:FT(unlearn_epochs=few)~high:RL | unlearn_epochs='few' & kind
+setting of a fraction of an epoch | rum | {ON} {MIX} --plan low:raw~mid:FT(unlearn_epochs=1.5)~high:RL | unlearn_epochs='1.5'
+switch that is neither | rum | {ON} {MIX} --plan low:raw~mid:SCRUB(rewind=perhaps)~high:RL | rewind='perhaps' & kind
 setting out of bounds | rum | {ON} {MIX} --plan low:raw~mid:NG(alpha=1.5)~high:RL | --alpha must lie in [0, 1]; got 1.5
 setting of unknown choice | rum | {ON} {MIX} --plan low:raw~mid:FT~high:RL(rl_labels=some) | --rl_labels must be one of & some
 setting twice | rum | {ON} {MIX} --plan low:raw~mid:FT(unlearn_lr=1,unlearn_lr=2)~high:RL | unlearn_lr twice
