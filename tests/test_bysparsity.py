@@ -166,6 +166,32 @@ def test_other_trainings_and_prunings_are_no_columns(more: dict[str, Any], libra
     assert sorted(found) == ([["0 %", "75 %"]] if "epochs" in more else [["0 %", "50 %"], ["0 %", "75 %"]])
 
 
+def test_one_share_in_other_steps_has_a_column_of_its_own(library: Path, tmp_path: Path) -> None:
+    for method in ("retrain", "FT"):
+        of_pruned(library, tmp_path, method, 3, "0 %")
+        for column, half in (("75 %", 0.5), ("97.5 %", 0.7)):
+            of_pruned(library, tmp_path, method, 3, column, pruning=OMP | {"shares": [1, half, 0.25]})
+    (sweep,) = bysparsity.sweeps(table_of(tmp_path))
+    dense, one, other = sweep.shares
+    assert (dense, one, other[:5]) == ("0 %", "75 %", "75 % ") and list(sweep.shares.values()) == [0, 0.75, 0.75]
+    assert sweep.cells["FT"].keys() == sweep.shares.keys()
+
+
+def test_other_networks_are_no_columns(library: Path, tmp_path: Path) -> None:
+    """The ImageNet stem, batch size or augmentation of the pruned original beside the dense one without."""
+    for number, (setting, value) in enumerate((("imagenet_arch", True), ("batch_size", 9), ("aug", True))):
+        root = tmp_path / str(number)
+        for method in ("retrain", "FT"):
+            of_pruned(library, root, method, 3, "0 %")
+            folder = of_pruned(library, root, method, 3, "75 %")
+            record = read_record(folder).record
+            if setting == "imagenet_arch":
+                record["settings"]["model"][setting] = value
+            change(folder, settings=record["settings"], parent=record["parent"] | {
+                "setup": record["parent"]["setup"] | {setting: value}})
+        assert bysparsity.sweeps(table_of(root)) == [], setting
+
+
 def test_forget_sets_and_published_files_stand_apart(library: Path, tmp_path: Path) -> None:
     """Another forget set has no dense original here; a file without a record says nothing of its sparsity."""
     for column in ("0 %", "75 %"):
