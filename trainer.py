@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import models
 from dataset import Batch, Loader
+from models.modes import normalising
 from utils import BadInput, Config, Mask, Run, Runtime, hp
 
 
@@ -58,6 +59,13 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch.x).float(), batch.y)
 
 
+def loss_slope(logits: Tensor, y: Tensor) -> Tensor:
+    """d -log p_y / d logits = softmax - onehot(y), [..., K], where p_y - 1, 0 in float32 from 3e-8 on, is minus the others."""
+    hot = torch.arange(logits.shape[-1], device=logits.device) == y[..., None]
+    others = logits.softmax(-1).masked_fill(hot, 0)
+    return torch.where(hot, -others.sum(-1, keepdim=True), others)
+
+
 def l1_norm(model: nn.Module) -> Tensor:
     """Sum of |theta| over all parameters, batch norm and biases included, as the l1-sparse papers take it."""
     return torch.stack([p.abs().sum() for p in model.parameters()]).sum()
@@ -81,18 +89,18 @@ class Sgd:
         self.params = list(model.parameters())
         self.buffers = [torch.zeros_like(p) for p in self.params]
         self.strict = mask_mode == "strict"
-        self.masks: list[Tensor] | None = None
+        self.held: list[Tensor] | None = None  # of each parameter, where the mask holds it
         if mask is not None:
             self.hold(mask)
         if rt.cfg.compile != "off":
             model.compile(mode=rt.cfg.compile)
 
     def hold(self, mask: Mask) -> None:
-        """Weights with False stay as they are too from here on, momentum gone; foreach wants the parameters' own strides."""
-        named = self.model.named_parameters()
-        more = [torch.empty_like(p).copy_(mask[n]) if n in mask else torch.ones_like(p) for n, p in named]
-        self.masks = more if self.masks is None else list(torch._foreach_mul(self.masks, more))
-        torch._foreach_mul_(self.buffers, more)
+        """Weights with False stay as they are too from here on, momentum gone."""
+        named = [(name, torch.zeros_like(p, dtype=torch.bool)) for name, p in self.model.named_parameters()]
+        more = [held.copy_(~mask[name]) if name in mask else held for name, held in named]
+        self.held = more if self.held is None else [a | b for a, b in zip(self.held, more, strict=True)]
+        _clear(self.buffers, more)
 
     def rate(self, progress: float) -> float:
         """The learning rate ``progress`` (0 to 1) through the epoch ``at``; warm-up and linear move within an epoch."""
@@ -106,11 +114,13 @@ class Sgd:
         passed = sum(self.at >= milestone for milestone in cfg.decreasing_lr) if cfg.schedule == "step" else 0
         return self.lr * cfg.lr_gamma**passed
 
-    def epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], steps: int = 0) -> float:
+    def epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], steps: int = 0,
+              bn: str = "update") -> float:
         """One pass: a step on ``loss(model, batch)`` per batch; the mean loss of the steps.
 
         Args:
             steps: number of batches, where ``batches`` has no length of its own (warm-up needs it).
+            bn: batch norm's way, of ``models.modes.normalising``.
 
         Raises:
             Diverged: the mean loss is not finite.
@@ -119,16 +129,10 @@ class Sgd:
         self.model.train()
         self.passes += 1
         total, count = torch.zeros((), device=self.rt.device), 0
-        with self._dropout():
+        with self._dropout(), normalising(self.model, bn):
             for count, batch in enumerate(batches, 1):
-                try:
-                    with self.rt.autocast():
-                        value = loss(self.model, batch)
-                except ValueError as error:
-                    if "more than 1 value per channel" not in str(error):
-                        raise
-                    raise BadInput("batch norm cannot train on a batch of one example at 1x1 maps: use a larger "
-                                   "--batch_size or forget set") from None
+                with self.rt.autocast():
+                    value = loss(self.model, batch)
                 value.backward()
                 self._step(self.rate(count / steps))
                 total += value.detach()
@@ -146,11 +150,11 @@ class Sgd:
     @torch.no_grad()
     def _step(self, rate: float) -> None:
         grads = [p.grad for p in self.params]
-        if self.masks is not None and not self.strict:
-            torch._foreach_mul_(grads, self.masks)
+        if self.held is not None and not self.strict:
+            _clear(grads, self.held)
         torch._foreach_add_(grads, self.params, alpha=self.cfg.weight_decay)
-        if self.masks is not None and self.strict:
-            torch._foreach_mul_(grads, self.masks)
+        if self.held is not None and self.strict:
+            _clear(grads, self.held)
         torch._foreach_mul_(self.buffers, self.cfg.momentum)
         torch._foreach_add_(self.buffers, grads)
         torch._foreach_add_(self.params, self.buffers, alpha=-rate)
@@ -165,6 +169,12 @@ class Sgd:
         self.passes = state["passes"]
         for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
             buffer.copy_(saved)
+
+
+def _clear(values: list[Tensor], held: list[Tensor]) -> None:
+    """0 where it is held; a product with the mask would make NaN of the infinity of a run that diverges."""
+    for value, part in zip(values, held, strict=True):
+        value.masked_fill_(part, 0)
 
 
 def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, Any] | None = None) -> Iterator[int]:
@@ -224,19 +234,6 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
         row = dict(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
         if run is not None:
             run.log(**row)
-
-
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module, frozen: bool = True) -> Iterator[None]:
-    """Batch norm normalises by the batch as ever, but its running statistics stay as they are."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    try:
-        for norm in norms if frozen else ():
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 @torch.inference_mode()

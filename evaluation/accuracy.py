@@ -51,6 +51,8 @@ METRICS = {
     "ToW-MIA": ("0 to 1", "1", "ToW with the MIA efficacy in place of the forget accuracy"),
     "collapsed": ("reason", "none", "retain accuracy under 2/K at K classes (75 % at two), or a loss, weights or outputs that "
                   "are not finite: the model is broken, which is no forgetting; its ToW and gap stand in brackets"),
+    "did_nothing": ("yes or no", "no", "of the record: the method left every weight within 1e-6 of its tensor's norm, so that "
+                    "the outputs are the original's; raw, which is to do nothing, is none. `moved` is the largest such share"),
     "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),

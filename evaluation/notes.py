@@ -12,6 +12,8 @@ WEAK = 60.0  # AUC in % (or 100 less it) under which confidence hardly tells the
 NAMED = 3  # rows that are named where many are meant
 BROKEN = ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
           "forgetting, and its ToW and gap, in brackets, are not to be ranked.", ""]
+IDLE = ["note: a method that did nothing left its original as it was, weight by weight: its row is raw's, and says nothing of",
+        "the method; change its settings.", ""]
 NO_REFERENCE = ["note: retrain itself is broken here, so that ToW and gaps to it say nothing of the methods.", ""]
 
 
@@ -25,6 +27,8 @@ def notes_of(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     lines = [*_what_means_are(part, columns)]
     if any(row.collapsed for row in part):
         lines += BROKEN
+    if any(row.idle for row in part):
+        lines += IDLE
     if any(row.collapsed for row in part if row.is_reference):
         lines += NO_REFERENCE
     for name in separation.LEVELS:

@@ -56,10 +56,16 @@ class Row:
         return sum(bool(pair.run.record.get("collapsed")) for pair in self.pairs) if self.method != FLOOR else 0
 
     @property
+    def idle(self) -> int:
+        """In how many of its runs the method left the original as it was, which raw alone is to do."""
+        return sum(bool(pair.run.record.get("did_nothing")) for pair in self.pairs) if self.method != FLOOR else 0
+
+    @property
     def told(self) -> str:
-        """The method, and that its low forget accuracy is no forgetting where a run collapsed."""
-        every = "collapsed" if self.collapsed == len(self.pairs) else f"{self.collapsed} of {len(self.pairs)} collapsed"
-        return f"{self.method} [{every}]" if self.collapsed else self.method
+        """The method, and where runs collapsed, that its low forget accuracy is no forgetting, or that it did nothing."""
+        found = [(self.collapsed, "collapsed"), (self.idle, "did nothing")]
+        words = [word if count == len(self.pairs) else f"{count} of {len(self.pairs)} {word}" for count, word in found if count]
+        return f"{self.method} [{', '.join(words)}]" if words else self.method
 
     def missing(self, name: str) -> str | None:
         """Why a run has no such metric, where its record says so."""

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch
+from models.modes import evaluating, full_float32
+from trainer import loss_slope
 from utils import Runtime, read_arrays, say
 
 MEANS = ("confidence", "max_conf", "entropy", "bi_acc")  # over all presentations
@@ -52,25 +54,13 @@ def learning_events(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
             "el2n": (others.square().sum(1) + others.sum(1).square()).sqrt()}
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards each module's own mode again, also of those that were frozen by hand."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float) -> Tensor:
     """Curvature of the loss around each image, along the sign of its gradient.
 
     c = ||grad_x l(x + z) - grad_x l(x)||_2 with z = h (s + 1e-7) / (||s||_2 + 1e-7), s = sign grad_x l(x): Zhao et al.,
     arXiv:2410.16516, after Garg, Ravikumar and Roy, ICML 2024, arXiv:2307.05831. Losses and norms are each image's own,
-    and the model must be in eval mode, so that an image's value does not depend on its batch. float32 under autocast too:
-    it is a difference of near gradients. Gradients of the weights are neither computed nor touched.
+    and the model must be in eval mode, so that an image's value does not depend on its batch. Full float32 under
+    autocast too: it is a difference of near gradients. Gradients of the weights are neither computed nor touched.
 
     Args:
         x: float [B, C, H, W] in [0, 1]; y: int64 [B]; h: length of the step in pixels of range 1.
@@ -82,10 +72,10 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float) -> Tensor:
     def gradient(at: Tensor) -> Tensor:
         at = at.detach().requires_grad_()
         # not by the compiled call: CUDA graphs would overwrite the first gradient by the second
-        loss = F.cross_entropy(model.forward(at), y, reduction="sum")
-        return torch.autograd.grad(loss, at)[0]
+        logits = model.forward(at)
+        return torch.autograd.grad(logits, at, loss_slope(logits.detach(), y))[0]
 
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
         here = gradient(x)
         sign = here.sign()
         length = sign.flatten(1).norm(dim=1)[:, None, None, None]

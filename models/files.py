@@ -77,9 +77,11 @@ def _check_classes(cfg: ModelConfig, data: Any) -> None:
 
 
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
-    """Write model.pt: weights, architecture and class count, and a pruned model's mask."""
+    """Write model.pt: weights, architecture and class count, and a pruned model's mask, whose weights must be 0 already."""
     about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
-    apply_mask(model, mask or {})  # a model that diverged may have NaN there: 0 times infinity
+    params = dict(model.named_parameters())
+    moved = [name for name, part in (mask or {}).items() if bool(params[name].detach()[~part.to(params[name].device)].any())]
+    assert not moved, f"pruned weights are not 0 in {', '.join(moved)}: what was evaluated is not what would be saved"
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     kept = {} if mask is None else {"mask": {name: part.cpu() for name, part in mask.items()}}
     run.save_tensors("model.pt", {"state_dict": state, **about, **kept})

@@ -38,16 +38,15 @@ METHODS = {
     "FT_prune": "--unlearn_epochs 5 --unlearn_lr 0.02 --alpha 1e-4",
     "FT_prune_bi": "--unlearn_epochs 10 --unlearn_lr 0.1",
     "RL_proximal": "--unlearn_epochs 3 --unlearn_lr 0.01",
-    "wfisher": "--alpha 5 --fisher_samples 300",
-    "fisher": "--alpha 1e-6",
-    "fisher_new": "--alpha 3e-8",
-    "ssd": "--alpha 1.5",
+    "wfisher": "--fisher_samples 300",
+    "fisher": "",
+    "fisher_new": "",
+    "ssd": "",
 }
 GA_OF_CLASS = {"GA": "--unlearn_epochs 6 --unlearn_lr 0.007"}
 TUNED = {  # by forget set and sparsity; the tables say of which methods the settings differ
-    ("class", "0"): GA_OF_CLASS | {"wfisher": "--alpha 20 --fisher_samples 300"},
-    ("class", "0.95"): GA_OF_CLASS | {"wfisher": "--alpha 40 --fisher_samples 300", "ssd": "--alpha 0.3 --ssd_lambda 0.1"},
-    ("random", "0.95"): {"ssd": "--alpha 3"},
+    ("class", "0"): GA_OF_CLASS,
+    ("class", "0.95"): GA_OF_CLASS,
 }
 RATES = {"0": "0.95", "0.95": "0.5"}  # of FT_prune_bi: of the weights that the original has
 TRIGGER = ["--trigger_size", "2", "--trigger_margin", "0", "--trigger_value", "255"]

@@ -67,8 +67,7 @@ def library(factory: pytest.TempPathFactory) -> Path:
     if not root.exists():
         original = train(root)
         call("generate_mask.py", "--checkpoint", original.folder, *FORGET, save_dir=root)
-        # ssd's default dampens nothing where the forget set is so large a share of so few examples
-        more = {"RL": ["--path", root], "ssd": ["--alpha", 1.5]}
+        more = {"RL": ["--path", root]}
         for method in METHODS.names():
             forget(original, root, method, *FORGET, *more.get(method, []))
     return root

@@ -79,9 +79,25 @@ def test_mask_of_a_pruned_model_comes_back(tmp_path: Path, rt: Runtime) -> None:
     assert found.keys() == mask.keys() and all(torch.equal(found[name], mask[name]) for name in mask)
 
 
+@pytest.mark.parametrize("value", [1e-30, float("nan")])
+def test_pruned_weights_that_moved_are_never_saved(value: float, tmp_path: Path) -> None:
+    """They were evaluated as they are, so zeros in the file would be another model: our fault, and nothing is written."""
+    model = random_model(2)
+    mask = random_mask(model)
+    apply_mask(model, mask)
+    with torch.no_grad():
+        model.conv1.weight[~mask["conv1.weight"]] = value
+    with pytest.raises(AssertionError, match=r"pruned weights are not 0 in conv1\.weight"):
+        saved(tmp_path, model, mask)
+    assert not list(tmp_path.rglob("model.pt"))
+
+
 def test_file_holds_tensors_and_plain_values_alone(tmp_path: Path) -> None:
     """So that it loads with ``weights_only=True`` and needs none of our classes."""
-    content = torch.load(saved(tmp_path, random_model(3), random_mask(random_model(3))), weights_only=True)
+    model = random_model(3)
+    mask = random_mask(model)
+    apply_mask(model, mask)
+    content = torch.load(saved(tmp_path, model, mask), weights_only=True)
     assert type(content) is dict and (content["schema"], content["num_classes"]) == (utils.SCHEMA, 3)
     assert all(type(value) in (int, str, bool, dict) for value in content.values())
     tensors = {**content["state_dict"], **content["mask"]}

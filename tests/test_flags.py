@@ -26,6 +26,7 @@ UNUSED = {
     "forget retrain": {"decreasing_lr", "lr_gamma"},
     "forget wfisher": {"solver_steps", "solver_tolerance", "lissa_scale"},
     # what goes into a label or a generator alone is the same in a stage that draws nothing
+    "random": {"bn"},  # of --rl_form sequential
     "mask": {"seed"}, "memorization es": {"seed"}, "memorization confidence": {"seed", "arch", "imagenet_arch", "num_classes",
                                                                              "mean", "normalize"},
     "memorization loss_curvature": {"seed"},

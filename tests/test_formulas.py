@@ -21,6 +21,7 @@ from torch import nn
 
 import unlearn.label
 from dataset import Batch, Data, Images, Splits
+from models.modes import NORMS
 from unlearn import METHODS
 from utils import BadInput, Runtime
 
@@ -55,7 +56,7 @@ class Hand:
         self.state["conv.weight"] = self.state["conv.weight"].reshape(3, 3)
         self.names = [name for name, _ in model.named_parameters()]
         self.velocity: Grads = {name: np.zeros_like(self.state[name]) for name in self.names}
-        self.cfg, self.frozen = cfg, False
+        self.cfg, self.bn = cfg, "update"
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """In eval mode, by running statistics; float64 [B, K]."""
@@ -64,11 +65,17 @@ class Hand:
         return s["bn.weight"] * (z - s["bn.running_mean"]) / np.sqrt(s["bn.running_var"] + EPS) + s["bn.bias"]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """In training mode, by the batch's statistics; they enter the running ones by a tenth (variance over B - 1)."""
+        """In training mode: by the batch's statistics, which enter the running ones by a tenth (variance over B - 1).
+
+        With ``bn`` batch they enter none, with ``eval`` it is by the running ones.
+        """
         s = self.state
         z = x @ s["conv.weight"].T + s["conv.bias"]
         mean, var = z.mean(0), z.var(0)
-        if not self.frozen:
+        if self.bn == "eval":
+            mean, var = s["bn.running_mean"], s["bn.running_var"]
+        self.constant = self.bn == "eval"
+        if self.bn == "update":
             s["bn.running_mean"] = 0.9 * s["bn.running_mean"] + 0.1 * mean
             s["bn.running_var"] = 0.9 * s["bn.running_var"] + 0.1 * var * len(x) / (len(x) - 1)
             s["bn.num_batches_tracked"] = s["bn.num_batches_tracked"] + 1
@@ -79,7 +86,8 @@ class Hand:
     def backward(self, d: np.ndarray) -> Grads:
         """Parameter gradients from d loss / d logits [B, K] of the last ``forward``."""
         du = d * self.state["bn.weight"]
-        dz = (du - du.mean(0) - self.unit * (du * self.unit).mean(0)) / self.deviation
+        through = 0 if self.constant else du.mean(0) + self.unit * (du * self.unit).mean(0)
+        dz = (du - through) / self.deviation
         return {"conv.weight": dz.T @ self.x, "conv.bias": dz.sum(0),
                 "bn.weight": (d * self.unit).sum(0), "bn.bias": d.sum(0)}
 
@@ -95,9 +103,9 @@ class Hand:
         """The same of every example's cross-entropy."""
         return self.each(x, softmax(self.logits(x)) - np.eye(3)[y])
 
-    def cross_entropy(self, batch: tuple[np.ndarray, np.ndarray]) -> Grads:
+    def cross_entropy(self, batch: tuple[np.ndarray, np.ndarray], bn: str = "update") -> Grads:
         """d CE / d logits = (softmax - onehot) / B."""
-        x, y = batch
+        (x, y), self.bn = batch, bn
         return self.backward((softmax(self.forward(x)) - np.eye(3)[y]) / len(x))
 
     def step(self, rate: float, *terms: tuple[float, Grads], l1: float = 0.0) -> None:
@@ -171,10 +179,9 @@ def by_hand_l1(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
 
 
 def by_hand_ascent(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
-    hand.frozen = not cfg["bn_update"]
     for epoch in range(cfg["unlearn_epochs"]):
         for batch in orders.once("forget"):
-            hand.step(rate(cfg, epoch), (-1, hand.cross_entropy(batch)), l1=cfg.get("alpha", 0.0))
+            hand.step(rate(cfg, epoch), (-1, hand.cross_entropy(batch, cfg["bn"])), l1=cfg.get("alpha", 0.0))
 
 
 def by_hand_neggrad_plus(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
@@ -182,7 +189,7 @@ def by_hand_neggrad_plus(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> Non
         forget = orders.again("forget")
         for keep in orders.once("retain"):
             up = cfg["alpha"], hand.cross_entropy(keep)
-            hand.step(rate(cfg, epoch), up, (-(1 - cfg["alpha"]), hand.cross_entropy(next(forget))))
+            hand.step(rate(cfg, epoch), up, (-(1 - cfg["alpha"]), hand.cross_entropy(next(forget), cfg["bn"])))
 
 
 def by_hand_scrub(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
@@ -196,8 +203,10 @@ def by_hand_scrub(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
         return kept, (softmax(logits) - np.eye(3)[y]) / len(x)
 
     for epoch in range(cfg["unlearn_epochs"]):
+        hand.bn = cfg["bn"]
         for batch in orders.once("forget") if epoch < cfg["msteps"] else ():
             hand.step(rate(cfg, epoch), (-1, hand.backward(slopes(batch)[0])))
+        hand.bn = "update"
         for batch in orders.once("retain"):
             kept, right = slopes(batch)
             hand.step(rate(cfg, epoch), (1, hand.backward(cfg["beta"] * kept + cfg["gamma"] * right)))
@@ -212,19 +221,24 @@ def by_hand_random_labels(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> No
             drawn = (true + torch.randint(1, 3, true.shape, generator=stream).numpy()) % 3
             assert (drawn != true).all()
         if cfg["rl_form"] == "mixed":
-            passes = [orders.once("forget", "retain", labels=drawn)]
+            passes = [("update", orders.once("forget", "retain", labels=drawn))]
         else:
-            passes = [orders.once("forget", labels=drawn), orders.once("retain")]
-        for batches in passes:
+            passes = [(cfg["bn"], orders.once("forget", labels=drawn)), ("update", orders.once("retain"))]
+        for bn, batches in passes:
             for batch in batches:
-                hand.step(rate(cfg, epoch), (1, hand.cross_entropy(batch)))
+                hand.step(rate(cfg, epoch), (1, hand.cross_entropy(batch, bn)))
 
 
 def by_hand_fisher(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
     widened = {"exact": ("conv.weight", "conv.bias"), "published": ("conv.bias", "bn.weight", "bn.bias")}[cfg["fisher_mode"]]
     grads, stream = hand.losses(*orders.whole("retain")), orders.stream("unlearn/noise")
+    mean = np.concatenate([(grads[name] ** 2).mean(0).ravel() for name in hand.names]).mean()
     for name in hand.names:
-        noise = np.minimum(np.sqrt(cfg["alpha"] / ((grads[name] ** 2).mean(0) + 1e-8)), 1e-3)
+        info = (grads[name] ** 2).mean(0)
+        if cfg["fisher_mode"] == "exact":
+            noise = np.sqrt(cfg["alpha"] * np.minimum(mean / info, 100))
+        else:
+            noise = np.minimum(np.sqrt(cfg["alpha"] / (info + 1e-8)), 1e-3)
         noise = noise * torch.randn(noise.shape, generator=stream).numpy() * (10 if name in widened else 1)
         hand.state[name] = hand.state[name] + noise
 
@@ -240,9 +254,10 @@ def by_hand_fisher_forgetting(hand: Hand, orders: Orders, cfg: dict[str, Any]) -
             for name, grad in hand.each(x[part], p - np.eye(3)[c]).items():
                 info[name] += p[:, c].mean() * grad.mean(0) ** 2 / len(parts)
     stream = orders.stream("unlearn/noise")
+    mean = 1.0 if published else np.concatenate([part.ravel() for part in info.values()]).mean()
     for name in hand.names:
         head = published or name.startswith("conv")
-        variance = cfg["alpha"] * np.minimum(1 / (info[name] + 1e-8), 1e2 if head else 1e3)
+        variance = cfg["alpha"] * np.minimum(1 / (info[name] / mean + 1e-8), 1e2 if head else 1e3)
         if variance.ndim == 2:
             variance = np.repeat(variance.mean(1, keepdims=True), 3, 1)
         variance = variance * (10 if head or variance.ndim == 1 else 1)
@@ -261,13 +276,17 @@ def by_hand_influence(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
         k, o = v.copy(), retain[0].copy()
         for g in retain[1 : n + 2]:
             k, o = k - (k @ g) / (n + o @ g) * o, o - (o @ g) / (n + o @ g) * o
+        k = cfg["alpha"] * k
     else:
         g = retain[torch.randperm(len(retain), generator=orders.stream("unlearn/fisher")).numpy()[:n]]
-        k = np.linalg.inv(cfg["damping"] * np.eye(len(v)) + g.T @ g / len(g)) @ v
+        fisher = g.T @ g / len(g)
+        k = cfg["alpha"] * np.linalg.inv(cfg["damping"] * np.linalg.eigvalsh(fisher)[-1] * np.eye(len(v)) + fisher) @ v
+        longest = cfg["step_limit"] * np.sqrt(sum((hand.state[name] ** 2).sum() for name in hand.names))
+        k = k * min(1, longest / np.linalg.norm(k))
     at = 0
     for name in hand.names:
         w = hand.state[name]
-        hand.state[name] = w + cfg["alpha"] * k[at : at + w.size].reshape(w.shape)
+        hand.state[name] = w + k[at : at + w.size].reshape(w.shape)
         at += w.size
 
 
@@ -280,9 +299,12 @@ def by_hand_dampening(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
         return {name: np.mean([grads[name].mean(0) ** 2 for grads in found], 0) for name in hand.names}
 
     forget, both = importances("forget"), importances("retain", "forget")
+    alpha = cfg["alpha"]
+    if alpha is None:  # 6 of 18 are forgotten: the percentile 96.46 of 18 ratios; one exceeds the last but one
+        alpha = sorted(np.concatenate([(forget[name] / both[name]).ravel() for name in hand.names]))[16]
     for name in hand.names:
         shrink = np.minimum(cfg["ssd_lambda"] * both[name] / forget[name], 1)
-        hand.state[name] = hand.state[name] * np.where(forget[name] > cfg["alpha"] * both[name], shrink, 1)
+        hand.state[name] = hand.state[name] * np.where(forget[name] > alpha * both[name], shrink, 1)
 
 
 def by_hand_proximal(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None:
@@ -321,17 +343,18 @@ def by_hand_alternating(hand: Hand, orders: Orders, cfg: dict[str, Any]) -> None
             hand.velocity["conv.weight"] *= alive
 
 
-INFLUENCE = [dict(alpha=30.0), dict(alpha=30.0, damping=0.2, fisher_samples=7, solver="woodbury"),
-             dict(alpha=30.0, damping=0.2, solver="cg", solver_tolerance=1e-9),
-             dict(alpha=30.0, damping=0.2, solver="lissa", lissa_scale=3.0, solver_tolerance=1e-9),
+FREE = dict(alpha=3.0, damping=0.2, step_limit=10.0)  # far above every step here
+INFLUENCE = [dict(), dict(damping=0.1, step_limit=0.05), FREE | dict(fisher_samples=7, solver="woodbury"),
+             FREE | dict(solver="cg", solver_tolerance=1e-9), dict(solver="cg", solver_tolerance=1e-9),
+             FREE | dict(solver="lissa", lissa_scale=0.8, solver_tolerance=1e-9),
              dict(alpha=30.0, wfisher_mode="published"), dict(alpha=30.0, wfisher_mode="published", fisher_samples=5)]
-DAMPENING = [dict(alpha=1.0), dict(alpha=1.1, ssd_lambda=0.5), dict(alpha=0.5, ssd_lambda=1.3),
+DAMPENING = [dict(), dict(alpha=1.0), dict(alpha=1.1, ssd_lambda=0.5), dict(alpha=0.5, ssd_lambda=1.3),
              dict(alpha=1.0, ssd_mode="published")]
 L1 = [dict(alpha=0.02), dict(alpha=0.02, unlearn_epochs=3, no_l1_epochs=1), dict(alpha=0.02, unlearn_epochs=4),
       dict(alpha=0.02, no_l1_epochs=2)]
-RANDOM_LABELS = [dict(rl_form="mixed"), dict(rl_form="sequential"), dict(rl_form="mixed", rl_labels="any"),
-                 dict(rl_form="sequential", rl_labels="any")]
-ASCENT = [{}, dict(bn_update=True)]
+RANDOM_LABELS = [dict(rl_form="mixed"), dict(rl_form="mixed", rl_labels="any"), dict(rl_form="sequential", rl_labels="any"),
+                 *(dict(rl_form="sequential", bn=bn) for bn in NORMS)]
+ASCENT = [dict(bn=bn) for bn in NORMS]
 # method -> the settings to try it with, and how its steps go on paper
 HAND: dict[str, tuple[list[dict[str, Any]], Callable[[Hand, Orders, dict[str, Any]], None]]] = {
     "raw": ([{}], lambda hand, orders, cfg: None),
@@ -343,16 +366,18 @@ HAND: dict[str, tuple[list[dict[str, Any]], Callable[[Hand, Orders, dict[str, An
     "FT_prune": (L1, by_hand_l1),
     "GA": (ASCENT, by_hand_ascent),
     "GA_l1": ([case | dict(alpha=0.02) for case in ASCENT], by_hand_ascent),
-    "NG": ([dict(alpha=0.7), dict(alpha=0.95), dict(alpha=0.7, batch_size=100)], by_hand_neggrad_plus),
+    "NG": ([dict(alpha=0.7, bn=bn) for bn in NORMS] + [dict(alpha=0.95), dict(alpha=0.7, batch_size=100)],
+           by_hand_neggrad_plus),
     "SCRUB": ([dict(msteps=m, kd_T=2.0, beta=0.4, gamma=0.8) for m in (0, 1, 2, 5)]
-              + [dict(beta=0.0), dict(gamma=0.0), dict(unlearn_epochs=3, msteps=2, kd_T=1.0)], by_hand_scrub),
+              + [dict(beta=0.0), dict(gamma=0.0), dict(unlearn_epochs=3, msteps=2, kd_T=1.0)]
+              + [dict(msteps=1, kd_T=2.0, bn=bn) for bn in NORMS], by_hand_scrub),
     "RL": (RANDOM_LABELS, by_hand_random_labels),
     "RL_og": (RANDOM_LABELS, by_hand_random_labels),
     "FT_prune_bi": ([dict(unlearn_epochs=e, rate=r) for e, r in ((1, 0.6), (2, 0.3), (3, 0.6), (5, 0.6))], by_hand_alternating),
     "RL_proximal": ([dict(mask_ratio=r, rl_proximal_mode=m) for r in (0.0, 0.6, 1.0) for m in ("exact", "published")]
                     + [dict(mask_ratio=0.9, unlearn_epochs=3)], by_hand_proximal),
     "wfisher": (INFLUENCE, by_hand_influence),
-    "fisher": ([dict(fisher_mode=mode, alpha=alpha) for mode in ("exact", "published") for alpha in (1e-8, 1e-2)],
+    "fisher": ([dict(fisher_mode=mode, alpha=alpha) for mode in ("exact", "published") for alpha in (1e-5, 1e-2)] + [dict()],
                by_hand_fisher),
     "fisher_new": ([dict(fisher_mode=mode, alpha=1e-3, retain=40) for mode in ("exact", "published")],
                    by_hand_fisher_forgetting),

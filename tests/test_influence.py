@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from dataset import Data
 from pruner.magnitude import apply_mask
 from pruner.mask import both
 from unlearn import METHODS, Task, persample
-from unlearn.influence import OF_SOLVERS, SOLVERS, fisher_product, published_recursion
+from unlearn.influence import OF_SOLVERS, SOLVERS, fisher_product, published_recursion, top_eigenvalue
 from utils import BadInput, Mask, Runtime
 
 METHOD = METHODS["wfisher"]
@@ -41,18 +42,37 @@ def loss_of(model: torch.nn.Module, data: Data, part: str) -> float:
         return float(F.cross_entropy(torch.cat([model.eval()(batch.x) for batch in loader]), loader.labels))
 
 
-@pytest.mark.parametrize(("solver", "damping"), [("woodbury", 1.0), ("woodbury", 0.01), ("cg", 1.0), ("cg", 0.01),
-                                                 ("lissa", 1.0)])
-def test_solvers_against_an_explicit_inverse(solver: str, damping: float, problem: tuple) -> None:
-    """(damping I + G^T G / n)^-1 v within 1e-8 of its length; at damping 0.01 the inverse changes directions at will."""
+def damped(rows: torch.Tensor, share: float, top: float) -> torch.Tensor:
+    """share top I + G^T G / n, float64 [D, D]."""
+    return share * top * torch.eye(rows.shape[1], dtype=torch.float64) + rows.T @ rows / len(rows)
+
+
+@pytest.mark.parametrize(("solver", "share"), [("woodbury", 1.0), ("woodbury", 1e-3), ("cg", 1.0), ("cg", 1e-3),
+                                               ("lissa", 0.1)])
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_solvers_against_an_explicit_inverse(solver: str, share: float, size: float, problem: tuple) -> None:
+    """(damping I + G^T G / n)^-1 v within 1e-8 of its length, for a share of the largest eigenvalue as damping.
+
+    Whatever size the gradients have: an absolute damping makes the inverse the identity where they are small.
+    """
     task, samples, rows, v = problem
     assert rows.shape == (42, 131)
-    matrix = damping * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
-    expected = torch.linalg.inv(matrix) @ v
-    scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])  # above half of the largest is enough
-    found = SOLVERS[solver](task, samples, v, settings(solver, damping=damping, solver_tolerance=1e-10, lissa_scale=scale))
+    for name in ("weight", "bias"):  # outputs, and with them all gradients before the head, shrink
+        getattr(task.model.fc, name).data.mul_(size)
+    rows = rows_of(task.model, samples)
+    found, top = SOLVERS[solver](task, samples, v, settings(solver, damping=share, solver_tolerance=1e-10, lissa_scale=0.6))
+    assert top == pytest.approx(float(torch.linalg.eigvalsh(rows.T @ rows / 42)[-1]), rel=1e-4)
+    expected = torch.linalg.inv(damped(rows, share, top)) @ v
     assert float((found - expected).norm() / expected.norm()) < 1e-8
-    assert float((expected - v / damping).norm() / expected.norm()) > 0.05  # the Fisher matrix matters
+    assert float((expected - v / (share * top)).norm() / expected.norm()) > 0.01  # the Fisher matrix matters
+
+
+def test_top_eigenvalue_of_a_matrix() -> None:
+    """Also of one without any, and of one that is no number."""
+    values = torch.tensor([0.1, 3.0, 1.0, 2.9], dtype=torch.float64)
+    assert top_eigenvalue(lambda x: values * x, torch.ones_like(values), 1e-12, 1000) == pytest.approx(3.0, rel=1e-9)
+    assert top_eigenvalue(lambda x: 0 * x, torch.ones_like(values), 1e-9, 10) == 0
+    assert math.isnan(top_eigenvalue(lambda x: torch.nan * x, torch.ones_like(values), 1e-9, 10))
 
 
 @pytest.fixture
@@ -77,12 +97,11 @@ def test_masked_weights_are_no_part_of_the_matrix(solver: str, budget: int | Non
     task.mask, free = mask, of_free(mask)
     if budget is not None:
         monkeypatch.setattr(persample, "_budget", lambda device: budget)
-    matrix = 0.1 * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
-    expected = torch.zeros(131, dtype=torch.float64)
-    expected[free] = torch.linalg.inv(matrix[free][:, free]) @ v[free]
     v = torch.zeros_like(v).index_copy(0, free, v[free])
-    scale = 0.6 * float(torch.linalg.eigvalsh(matrix)[-1])
-    found = SOLVERS[solver](task, samples, v, settings(solver, damping=0.1, solver_tolerance=1e-10, lissa_scale=scale))
+    found, top = SOLVERS[solver](task, samples, v, settings(solver, damping=0.1, solver_tolerance=1e-10, lissa_scale=0.6))
+    assert top == pytest.approx(float(torch.linalg.eigvalsh(rows[:, free].T @ rows[:, free] / 42)[-1]), rel=1e-4)
+    matrix, expected = damped(rows, 0.1, top), torch.zeros(131, dtype=torch.float64)
+    expected[free] = torch.linalg.inv(matrix[free][:, free]) @ v[free]
     assert float((found - expected).norm() / expected.norm()) < 1e-8
     cut = (torch.linalg.inv(matrix) @ v)[free]
     assert float((cut - expected[free]).norm() / expected.norm()) > 1e-3
@@ -104,11 +123,11 @@ def test_step_of_a_masked_model(mode: str, mask: Mask, rt: Runtime) -> None:
     k, o = v.clone(), retain[0].clone()
     for g in retain[1:]:
         k, o = k - (k @ g) / (n_r + o @ g) * o, o - (o @ g) / (n_r + o @ g) * o
-    inverse = torch.linalg.inv(0.2 * torch.eye(len(free), dtype=torch.float64) + retain.T @ retain / n_r)
+    inverse = torch.linalg.inv(damped(retain, 0.2, float(torch.linalg.eigvalsh(retain.T @ retain / n_r)[-1])))
     expected = torch.cat([p.flatten() for p in before]).index_add(0, free, 0.5 * (k if mode == "published" else inverse @ v))
-    how = dict(damping=0.2) if mode == "exact" else dict(wfisher_mode=mode)
+    how = dict(damping=0.2, step_limit=100.0) if mode == "exact" else dict(wfisher_mode=mode)
     METHOD.apply(model, data, METHOD.config(alpha=0.5, fisher_samples=n_r, **how), rt, None, mask)
-    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_published_step_is_cut_to_the_salient_weights(mask: Mask, rt: Runtime) -> None:
@@ -131,11 +150,10 @@ def test_published_step_is_cut_to_the_salient_weights(mask: Mask, rt: Runtime) -
 def test_lissa_is_its_series(problem: tuple) -> None:
     """By an explicit recursion of as many steps as the tolerance takes."""
     task, samples, rows, v = problem
-    matrix = 0.3 * torch.eye(131, dtype=torch.float64) + rows.T @ rows / 42
-    scale, x, steps = 2 * float(torch.linalg.eigvalsh(matrix)[-1]), v.clone(), 0
+    found, top = SOLVERS["lissa"](task, samples, v, settings("lissa", damping=0.3, lissa_scale=2.0, solver_tolerance=0.01))
+    matrix, scale, x, steps = damped(rows, 0.3, top), 2 * 1.3 * top, v.clone(), 0
     while float((v - matrix @ x / scale).norm()) > 0.01 * float(v.norm()):
         x, steps = v + x - matrix @ x / scale, steps + 1
-    found = SOLVERS["lissa"](task, samples, v, settings("lissa", damping=0.3, lissa_scale=scale, solver_tolerance=0.01))
     torch.testing.assert_close(found, x / scale, rtol=1e-9, atol=1e-12)
     assert steps > 5
 
@@ -147,12 +165,12 @@ def test_fisher_product(problem: tuple) -> None:
 
 
 def test_small_memory_gives_the_same_solution(problem: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget of 12 examples' gradients: blocks are computed again, the solution stays within 1e-10."""
+    """A budget of 12 examples' gradients: blocks are computed again, the solution stays within 1e-7."""
     task, samples, _, v = problem
     cfg = METHOD.config(damping=0.1)
-    plenty = SOLVERS["woodbury"](task, samples, v, cfg)
+    plenty, _ = SOLVERS["woodbury"](task, samples, v, cfg)
     monkeypatch.setattr(persample, "_budget", lambda device: 12 * 131 * 8)
-    torch.testing.assert_close(SOLVERS["woodbury"](task, samples, v, cfg), plenty, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(SOLVERS["woodbury"](task, samples, v, cfg)[0], plenty, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [3, 20, 1000])
@@ -184,16 +202,19 @@ def test_published_mode_takes_the_first_examples(rt: Runtime) -> None:
 
 
 def test_step_is_away_from_the_forget_set_and_stays_with_retain(rt: Runtime) -> None:
-    """A short step raises the forget loss; its size is alpha times the perturbation."""
+    """A short step raises the forget loss; its size is alpha times the perturbation, up to the limit."""
     data = make_data(rt)
     before, moves = loss_of(tiny_net(rt), data, "forget"), []
-    for alpha in (0.5, 1.0):
+    for alpha, limit in ((0.5, 10.0), (1.0, 10.0), (1.0, 0.01)):
         model = tiny_net(rt)
         start = snapshot(model)
-        METHOD.apply(model, data, METHOD.config(alpha=alpha, damping=0.1), rt)
+        METHOD.apply(model, data, METHOD.config(alpha=alpha, damping=0.1, step_limit=limit), rt)
         moves.append(torch.cat([(p.detach() - start[name]).flatten() for name, p in model.named_parameters()]))
         assert loss_of(model, data, "forget") > before + 1e-4
-    torch.testing.assert_close(moves[1], 2 * moves[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(moves[1], 2 * moves[0], rtol=1e-3, atol=1e-6)
+    weights = torch.cat([p.detach().flatten() for p in tiny_net(rt).parameters()])
+    assert float(moves[2].norm()) == pytest.approx(0.01 * float(weights.norm()), rel=1e-3)
+    assert float(F.cosine_similarity(moves[2], moves[1], dim=0)) > 0.999
 
 
 def test_samples_are_drawn_without_repetition_from_all_of_retain(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +232,7 @@ def test_samples_are_drawn_without_repetition_from_all_of_retain(rt: Runtime, mo
 
 @pytest.mark.parametrize(("values", "why"), [
     (dict(solver="cg", solver_steps=2, solver_tolerance=1e-6, damping=0.01), "cg leaves .* take more"),
-    (dict(solver="lissa", lissa_scale=0.02, damping=1.0), "lissa leaves .* raise --lissa_scale 0.02"),
-    (dict(solver="lissa", solver_steps=3, lissa_scale=100.0), "lissa leaves .* take more --solver_steps")])
+    (dict(solver="lissa"), r"lissa leaves .* take more --solver_steps \(several times scale / damping, 1001\)")])
 def test_solver_that_does_not_arrive_is_refused(values: dict[str, Any], why: str, rt: Runtime) -> None:
     model = tiny_net(rt)
     before = snapshot(model)
@@ -223,6 +243,7 @@ def test_solver_that_does_not_arrive_is_refused(values: dict[str, Any], why: str
 
 @pytest.mark.parametrize(("values", "where"), [
     (dict(wfisher_mode="published", damping=2.0), "--wfisher_mode published"),
+    (dict(wfisher_mode="published", step_limit=2.0), "--wfisher_mode published"),
     (dict(wfisher_mode="published", solver="cg"), "--wfisher_mode published"),
     (dict(wfisher_mode="published", solver_steps=5), "--wfisher_mode published"),
     (dict(solver_tolerance=0.1), "--solver woodbury"), (dict(lissa_scale=5.0), "--solver woodbury"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import short_config
+from conftest import TRAINED, make_data, quiet_runtime, short_config, tiny_net
 
-from dataset import Data
+from dataset import Data, Images
 from groups import LEVELS, Chosen, ForgetConfig
 from unlearn import METHODS, plan, rum
 from unlearn.plan import PlanConfig, Step, retained
@@ -60,16 +61,54 @@ def test_a_method_on_every_group_keeps_its_flags(name: str) -> None:
     assert made.name == f"RUM^F {name}" and mixed.name == f"shuffle {name}" and mixed.steps == made.steps
 
 
-@pytest.mark.parametrize("name", ["FT", "NG", "SCRUB", "RL", "raw"])
-def test_vanilla_trains_as_long_as_three_groups(name: str) -> None:
-    own = short_config(name, unlearn_epochs=4, unlearn_lr=0.3)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_vanilla_passes_over_the_data_as_often_as_three_groups(name: str) -> None:
+    """What is counted in epochs is three times as much where an epoch passes over retain, and as it was elsewhere."""
+    own = short_config(name, unlearn_epochs=4, unlearn_lr=0.3, msteps=2, no_l1_epochs=1, warmup=1, decreasing_lr=(2, 3))
+    if METHODS[name].fresh:
+        return  # of no plan
     (equal,), (single,) = (make(name, own, plan_name="vanilla", budget=budget).steps for budget in ("equal", "single"))
     assert equal.group == single.group == "all" and single.cfg == own and equal.method.name == name
-    if name != "raw":
-        assert equal.cfg.unlearn_epochs == 12 and dataclasses.replace(equal.cfg, unlearn_epochs=4) == own
-        grouped = sum(step.cfg.unlearn_epochs for step in make(name, own).steps)
-        assert grouped == equal.cfg.unlearn_epochs
+    counted = dict(unlearn_epochs=12, msteps=6, no_l1_epochs=3, warmup=3, decreasing_lr=(6, 9))
+    fields = {field.name for field in dataclasses.fields(own)}
+    counted = {key: value for key, value in counted.items() if key in fields}
+    assert equal.cfg == (own if name in ("raw", "GA", "GA_l1") else dataclasses.replace(own, **counted))
     assert equal.density == (0.5 if name == "RL" else None)
+
+
+def presented(method: str, cfg: Any, data: Data, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How often each training image is in a step of the method."""
+    seen: Counter = Counter()
+    real = Images.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "batch", lambda self, index, augment: seen.update(index.tolist()) or real(self, index, augment))
+        METHODS[method].apply(tiny_net(quiet_runtime()), data, cfg, quiet_runtime())
+    return seen
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if not METHODS[name].fresh])
+def test_plan_and_control_step_on_each_example_as_often(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three groups of 10 beside one set of 30, 60 to retain, batches of 5, by the steps that each image is in.
+
+    An ascent's number of steps on a forget image is that of the plan, also NegGrad+'s, whose forget batches go round within
+    an epoch over retain; and so is everybody's number of steps on a retain image. Methods with a whole pass over each of
+    both sets keep to retain: with their msteps, their passes over the forget set are three times the plan's.
+    """
+    data = make_data(quiet_runtime(), count=100, forget=30, batch_size=5)
+    groups = np.random.default_rng(1).permutation(data.splits.forget).reshape(3, 10)
+    own = short_config(name, unlearn_epochs=4, msteps=2, rl_form="sequential")
+    in_plan: Counter = Counter()
+    for group, step in zip(groups, make(name, own).steps, strict=True):
+        train = np.union1d(data.splits.retain, group)
+        splits = dataclasses.replace(data.splits, train=train, forget=np.sort(group))
+        in_plan += presented(name, step.cfg, dataclasses.replace(data, splits=splits), monkeypatch)
+    (step,) = make(name, own, plan_name="vanilla").steps
+    control = presented(name, step.cfg, data, monkeypatch)
+    times = 3 if name in ("SCRUB", "RL", "RL_og", "RL_proximal") else 1
+    for part, factor in (("forget", times), ("retain", 1)):
+        for i in data.index(part):
+            assert control[i] == factor * in_plan[i], part
+    assert (sum(in_plan[i] for i in data.index("forget")) > 0) == ("forget" in METHODS[name].uses)
 
 
 def test_free_plan_says_group_method_and_values() -> None:

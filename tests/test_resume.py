@@ -33,7 +33,7 @@ JOBS = {
     "train sparse": ("main_train.py", f"--epochs {EPOCHS} --alpha 1e-4 --aug"),
     "retrain": ("main_forget.py", f"--unlearn retrain --unlearn_epochs {EPOCHS}"),
     "FT_prune": ("main_forget.py", f"--unlearn FT_prune --unlearn_epochs {EPOCHS} --aug"),
-    "GA": ("main_forget.py", f"--unlearn GA --unlearn_epochs {EPOCHS} --bn_update --batch_size 8"),
+    "GA": ("main_forget.py", f"--unlearn GA --unlearn_epochs {EPOCHS} --bn update --batch_size 8"),
     "NG": ("main_forget.py", f"--unlearn NG --unlearn_epochs {EPOCHS} --alpha 0.8"),
     "SCRUB": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 2"),
     "SCRUB and rewind": ("main_forget.py", f"--unlearn SCRUB --unlearn_epochs {EPOCHS} --msteps 3 --rewind"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import pytest
 import torch
 from conftest import equal, make_data, quiet_runtime, short_config, snapshot, tiny_net
 from looped import PRUNED, applied
+from torch import nn
 
+import dataset
+import models
 from dataset import Data, Images
+from groups import ForgetConfig
+from trainer import Sgd, TrainConfig, cross_entropy, predict
 from unlearn import METHODS, Task
 from utils import Run, RunConfig, Runtime
 
@@ -103,6 +109,45 @@ def test_norm_in_the_log_is_that_of_the_change(name: str, values: dict[str, Any]
     METHODS[name].apply(model, data, METHODS[name].config(**values), rt)
     change = torch.cat([(p.detach().double() - before[key].double()).flatten() for key, p in model.named_parameters()])
     assert rows[0][told] == pytest.approx(float(change.norm()), rel=1e-2) and change.any()
+
+
+# -------------------------------------------------------------------------------------------------------------- defaults
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, dict[str, Data]]:
+    """A ResNet-8 that fits three digits, and requests of a random tenth and of one digit."""
+    rt = quiet_runtime()
+    cfg = dataset.DataConfig(dataset="digits", classes="0-2", batch_size=64)
+    asked = {"random": ForgetConfig(forget_fraction=0.1), "class": ForgetConfig(class_to_replace=(1,))}
+    requests = {name: dataset.load(cfg, rt, forget) for name, forget in asked.items()}
+    data = requests["random"]
+    model = models.new(models.ModelConfig(arch="resnet8s"), data, rt, "train")
+    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=10, rt=rt, purpose="train")
+    for opt.at in range(10):
+        opt.epoch(data.loader("train", rt, "train"), cross_entropy)
+    return model, requests
+
+
+@pytest.mark.parametrize("name", ["wfisher", "fisher", "fisher_new", "ssd"])
+@pytest.mark.parametrize("request_of", ["random", "class"])
+def test_defaults_act(name: str, request_of: str, trained: tuple[nn.Module, dict[str, Data]]) -> None:
+    """On a model that fits its images: outputs on the forget set move by more than a tenth of a logit, and retain stays.
+
+    A class loses more of its probability than retain by all that know it, which noise by what retain needs does not.
+    """
+    original, requests = trained
+    data, model, rt = requests[request_of], copy.deepcopy(original), quiet_runtime()
+    METHODS[name].apply(model, data, METHODS[name].config(), rt)
+    lost = {}
+    for part in ("forget", "retain"):
+        (before, y), (after, _) = (predict(net, data.loader(part), rt) for net in (original, model))
+        p = [logits.softmax(1).gather(1, y[:, None]).mean() for logits in (before, after)]
+        lost[part] = float(p[0] - p[1])
+        assert float((after - before).abs().mean()) > (0.1 if part == "forget" else 0)
+    assert float((after.argmax(1) == y).double().mean()) > 0.9
+    if request_of == "class" and name != "fisher":
+        assert lost["forget"] > 1e-4 + 5 * lost["retain"]
 
 
 # ------------------------------------------------------------------------------------------------------------------- SSD

@@ -31,12 +31,13 @@ OUTSIDE_THE_DIGEST = {
     "budget", "requests", "subsets",
     "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature", "rewind_pth"}
 # settings that need another beside them, or a value of their own form: what they are changed from, and to
-PAIRS = {name: ({"solver": "lissa"}, {"solver": "lissa", name: 0.5 if name != "solver_steps" else 9})
+PAIRS = {name: ({"solver": "lissa"}, {"solver": "lissa", name: 0.9 if name != "solver_steps" else 9})
          for name in ("solver_steps", "solver_tolerance", "lissa_scale")} | {
          "subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
          "shard": ({}, {"shard": "1/2"}),
         **{name: ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, name: (0.25,) * 3})
            for name in ("mean", "std")},
+         "bn": ({"rl_form": "sequential"}, {"rl_form": "sequential", "bn": "eval"}),
          "influence_above": ({"influence": True}, {"influence": True, "influence_above": 0.5})}
 
 
@@ -71,7 +72,9 @@ def test_every_setting_that_can_change_the_weights_has_its_own_folder() -> None:
     for label, config in all_configs().items():
         for field in dataclasses.fields(config) if "analysis" not in label else ():
             base, other = PAIRS.get(field.name) or ({}, {field.name: other_value(config, field)})
-            folders = {Run(RunConfig(), "forget", "label", {"group": config(**words)}).folder for words in (base, other)}
+            own = {field.name for field in dataclasses.fields(config)}
+            made = [config(**{key: value for key, value in words.items() if key in own}) for words in (base, other)]
+            folders = {Run(RunConfig(), "forget", "label", {"group": cfg}).folder for cfg in made}
             # the density of a plan is in the identity of its steps
             free = field.name in OUTSIDE_THE_DIGEST or config is ParentConfig or (config, field.name) == (PlanConfig, "density")
             assert len(folders) == (1 if free else 2), f"{label}: {field.name}"
@@ -97,8 +100,8 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
     """One value changed: other weights or other statistics, for each setting that the method declares."""
     config = METHODS[name].config
     base = dict(unlearn_lr=0.05, unlearn_epochs=3, schedule="step", decreasing_lr=(2,), lr_gamma=0.5, alpha=0.02,
-                msteps=2, momentum=0.9, weight_decay=0.01)
-    other = dict(unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
+                msteps=2, momentum=0.9, weight_decay=0.01, rl_form="sequential")
+    other = dict(rl_form="mixed", unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
 
     def weights(**change: Any) -> dict[str, torch.Tensor]:
         rt = quiet_runtime()

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch
-from unlearn.registry import SgdConfig, Task, register
+from unlearn.registry import ForgetPassConfig, Task, register
 from utils import hp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScrubConfig(SgdConfig):
+class ScrubConfig(ForgetPassConfig):
     """SCRUB; the RUM paper's beta and gamma are not published, these defaults are ours."""
 
     unlearn_lr: float = hp(5e-3, "learning rate", above=0)
@@ -30,7 +30,8 @@ class ScrubConfig(SgdConfig):
 @register("SCRUB", config=ScrubConfig, uses="retain forget val",
           source="Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and section 3.2",
           departs="exactly msteps passes away from the teacher (the published `epoch <= msteps` makes one more); "
-                  "the teacher is in no optimiser")
+                  "the teacher is in no optimiser; the passes over the forget set do not move batch norm's running statistics "
+                  "(--bn update: as published)")
 def scrub(task: Task, cfg: ScrubConfig) -> None:
     """Leave the teacher on the forget set and stay with it on the retain set, in turns."""
     if cfg.rewind and bool(((task.class_shares("forget") > 0) & (task.class_shares("val") == 0)).any()):
@@ -47,7 +48,7 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
 
     opt, keep = task.sgd(cfg), {}
     for epoch in task.epochs(cfg, opt, keep):
-        row = {"forget_loss": opt.epoch(task.forget, away)} if epoch < cfg.msteps else {}
+        row = {"forget_loss": opt.epoch(task.forget, away, bn=cfg.bn)} if epoch < cfg.msteps else {}
         task.log(epoch=epoch, **row, loss=opt.epoch(task.retain, stay), lr=opt.rate(1))
         if cfg.rewind:
             keep[str(epoch)] = {"model": copy.deepcopy(task.model.state_dict()), "error": task.error("forget")}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.persample import every_label, squared, squared_means
+from unlearn.persample import Values, every_label, squared, squared_means
 from unlearn.registry import Task, register
 from utils import Config, hp
 
@@ -20,39 +21,73 @@ PUBLISHED_BATCH = 32
 class FisherConfig(Config):
     """Noise by the diagonal of the empirical Fisher matrix."""
 
-    alpha: float = hp(1e-6, "scale of the noise: its variance is alpha / Fisher information, at most 1e-6", low=0)
+    alpha: float | None = hp(None, "scale of the noise's variance, alpha / Fisher information. exact: the information in units "
+                             "of its mean over the weights and its inverse at most 100, 5e-5 without the flag; published: as "
+                             "it is, the variance at most 1e-6, 1e-6 without the flag", low=0)
     fisher_mode: str = hp("exact", "exact: ten times the noise on the head's weight and bias; published: on tensors whose "
                           "last dimension is the number of classes, which is the head's bias", choices=("exact", "published"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        by_mode(self, {"exact": 5e-5, "published": 1e-6})
+
+
+def by_mode(cfg: Any, alphas: dict[str, float]) -> None:
+    """Resolve an alpha that was left to the mode, so that the record holds a number."""
+    if cfg.alpha is None:
+        object.__setattr__(cfg, "alpha", alphas[cfg.fisher_mode])
+
 
 @register("fisher", config=FisherConfig, uses="retain", source=GOLATKAR,
-          departs="--alpha defaults to 1e-6 (published: 0.2); images in order and without augmentation; the factor of ten "
-                  "reaches the head's weight too (--fisher_mode published: the bias alone)")
+          departs="the information counts in units of its mean over the weights, since its own scale differs a "
+                  "thousandfold between models, and --alpha with it; images in order and without augmentation; the factor of "
+                  "ten reaches the head's weight too (--fisher_mode published: the bias alone; its --alpha 1e-6, published: "
+                  "0.2)")
 def fisher(task: Task, cfg: FisherConfig) -> None:
     """Add noise that is larger where the retain set's empirical Fisher information is small."""
     info = squared(task.model, task.shown(task.in_order("retain"), "Fisher information"))
-    stream, head = task.generator("noise"), head_of(task.model, task.num_classes)
+    stream, head, exact = task.generator("noise"), head_of(task.model, task.num_classes), cfg.fisher_mode == "exact"
+    unit = mean_of(task, info)
     new, power = {}, 0.0
     for name, p in task.model.named_parameters():
-        noise = (cfg.alpha / (info[name] + FLOOR)).sqrt().clamp(max=1e-3) * _normal(p, stream)
-        widened = name in head if cfg.fisher_mode == "exact" else p.shape[-1:] == (task.num_classes,)
+        if exact:
+            size = (cfg.alpha / (info[name] / unit + FLOOR).clamp(min=0.01)).sqrt()
+        else:
+            size = (cfg.alpha / (info[name] + FLOOR)).sqrt().clamp(max=1e-3)
+        noise = size * _normal(p, stream)
+        widened = name in head if exact else p.shape[-1:] == (task.num_classes,)
         noise = noise * 10 if widened else noise
         new[name], power = p.detach() + noise, power + noise.square().sum()
     task.replace(new)
-    task.log_whole(noise_norm=float(power) ** 0.5)
+    task.log_whole(noise_norm=float(power) ** 0.5, mean_information=unit)
+
+
+def mean_of(task: Task, info: Values) -> float:
+    """The mean Fisher information of the weights that may change; the smallest number instead of 0."""
+    free = {name: task.free(name) for name in info}
+    total = torch.stack([(part * free[name]).sum() for name, part in info.items()]).sum()
+    count = sum(int(part.sum()) for part in free.values())
+    return max(float(total) / max(1, count), torch.finfo(torch.float64).tiny)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForgettingConfig(Config):
     """Noise by the diagonal of the Fisher matrix."""
 
-    alpha: float = hp(3e-8, "scale of the noise's variance", low=0)
+    alpha: float | None = hp(None, "scale of the noise's variance, alpha / Fisher information. exact: the information in units "
+                             "of its mean over the weights, 1e-4 without the flag; published: as it is, 3e-8 without the flag",
+                             low=0)
     fisher_mode: str = hp("exact", "exact: squared gradients of single examples, the head by its place; published: of means "
                           "over batches of 32, the head by its shape", choices=("exact", "published"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        by_mode(self, {"exact": 1e-4, "published": 3e-8})
+
 
 @register("fisher_new", config=ForgettingConfig, uses="retain", source=GOLATKAR,
-          departs="--alpha defaults to 3e-8 (published: 0.2); images in order and without augmentation; the head's rows are "
+          departs="the information counts in units of its mean over the weights (--fisher_mode published: as it is, --alpha "
+                  "3e-8; published: 0.2); images in order and without augmentation; the head's rows are "
                   "reset for whole forgotten classes only, where the published code resets the last class for random "
                   "examples (in --fisher_mode published too); the mean over an output's weights leaves out those that a mask "
                   "holds (--fisher_mode published: pruned ones count with the largest variance)")
@@ -60,11 +95,12 @@ def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
     """Draw weights anew around their values, wider where the retain set's Fisher information is small (FF)."""
     if cfg.fisher_mode == "exact":
         info = squared(task.model, task.shown(task.in_order("retain"), "Fisher information"), every_label)
-        head = head_of(task.model, task.num_classes)
+        head, unit = head_of(task.model, task.num_classes), mean_of(task, info)
+        info = {name: part / unit for name, part in info.items()}
     else:
         batches = task.in_order("retain", batch_size=PUBLISHED_BATCH)
         info = squared_means(task.model, task.shown(batches, "Fisher information"), every_label)
-        head = {name for name, p in task.model.named_parameters() if p.shape[:1] == (task.num_classes,)}
+        head, unit = {name for name, p in task.model.named_parameters() if p.shape[:1] == (task.num_classes,)}, 1.0
     stream, whole, new = task.generator("noise"), task.whole_classes, {}
     for name, p in task.model.named_parameters():
         free = task.free(name)
@@ -73,7 +109,7 @@ def fisher_forgetting(task: Task, cfg: ForgettingConfig) -> None:
         mean, variance = spread(p.detach(), info[name], cfg.alpha, name in head, whole, free)
         new[name] = mean + variance.sqrt() * _normal(p, stream)
     task.replace(new)
-    task.log_whole(whole_classes=whole)
+    task.log_whole(whole_classes=whole, mean_information=unit)
 
 
 def spread(p: Tensor, info: Tensor, alpha: float, head: bool, whole: list[int],

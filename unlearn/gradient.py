@@ -7,13 +7,14 @@ import dataclasses
 from torch import Tensor, nn
 
 from dataset import Batch, forever
-from trainer import cross_entropy, frozen_statistics, l1_norm
-from unlearn.registry import ForgetOnlyConfig, SgdConfig, Task, register
+from models.modes import normalising
+from trainer import cross_entropy, l1_norm
+from unlearn.registry import ForgetPassConfig, Task, register
 from utils import hp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AscentConfig(ForgetOnlyConfig):
+class AscentConfig(ForgetPassConfig):
     """Gradient ascent."""
 
     unlearn_lr: float = hp(1e-4, "learning rate", above=0)
@@ -21,7 +22,7 @@ class AscentConfig(ForgetOnlyConfig):
 
 
 GA_SOURCE = "Golatkar et al., CVPR 2020, arXiv:1911.04933; Thudi et al., EuroS&P 2022, arXiv:2109.13398"
-GA_DEPARTS = "batch norm's running statistics stay as they are, since only forget data is seen; --bn_update as published"
+GA_DEPARTS = "batch norm's running statistics stay as they are, since only forget data is seen (--bn update: as published)"
 
 
 @register("GA", config=AscentConfig, uses="forget", source=GA_SOURCE, departs=GA_DEPARTS)
@@ -51,12 +52,11 @@ def _climb(task: Task, cfg: AscentConfig, l1: float) -> None:
 
     opt = task.sgd(cfg)
     for epoch in task.epochs(cfg, opt):
-        with frozen_statistics(task.model, not cfg.bn_update):
-            task.log(epoch=epoch, loss=opt.epoch(task.forget, loss), lr=opt.rate(1))
+        task.log(epoch=epoch, loss=opt.epoch(task.forget, loss, bn=cfg.bn), lr=opt.rate(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NegGradConfig(SgdConfig):
+class NegGradConfig(ForgetPassConfig):
     """NegGrad+."""
 
     unlearn_epochs: int = hp(5, "epochs over the retain set", low=0)
@@ -65,13 +65,16 @@ class NegGradConfig(SgdConfig):
 
 @register("NG", config=NegGradConfig, uses="retain forget",
           source="Kurmanji et al., NeurIPS 2023, arXiv:2302.09880 (NegGrad+)",
-          departs="forget batches are reshuffled in every pass; the published itertools.cycle repeats the first ones")
+          departs="forget batches are reshuffled in every pass; the published itertools.cycle repeats the first ones; they do "
+                  "not move batch norm's running statistics (--bn update: as published)")
 def neggrad_plus(task: Task, cfg: NegGradConfig) -> None:
     """Descend on the retain set and climb on the forget set in every step (NegGrad+)."""
 
     def loss(model: nn.Module, pair: tuple[Batch, Batch]) -> Tensor:
         keep, drop = pair
-        return cfg.alpha * cross_entropy(model, keep) - (1 - cfg.alpha) * cross_entropy(model, drop)
+        down = cross_entropy(model, keep)
+        with normalising(model, cfg.bn):
+            return cfg.alpha * down - (1 - cfg.alpha) * cross_entropy(model, drop)
 
     opt = task.sgd(cfg)
     for epoch in task.epochs(cfg, opt):

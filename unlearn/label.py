@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dataset import Batch, Loader
 from trainer import cross_entropy
-from unlearn.registry import SgdConfig, Task, register
-from utils import hp
+from unlearn.registry import ForgetPassConfig, SgdConfig, Task, register
+from utils import BadInput, hp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,28 +24,36 @@ class WrongLabelConfig(SgdConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomLabelConfig(WrongLabelConfig):
+class RandomLabelConfig(WrongLabelConfig, ForgetPassConfig):
     """Random labels, redrawn in every epoch."""
 
     rl_form: str = hp("mixed", "mixed: forget and retain shuffled together (RUM); sequential: a pass over the forget "
                       "set, then one over retain (SalUn)", choices=("mixed", "sequential"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rl_form == "mixed" and self.bn != "batch":
+            raise BadInput("--bn is about passes over the forget set alone, and --rl_form mixed has none; leave it away, or "
+                           "take --rl_form sequential")
+
 
 RL_SPARSE = {"sparse": {"unlearn_lr": 0.013, "rl_form": "sequential"}}
+BN_DEPARTS = ("; a pass over the forget set alone (--rl_form sequential) does not move batch norm's running statistics (--bn "
+              "update: as published)")
 RL_DEPARTS = ("labels are drawn from all classes of the data set on every data set, and never the true one "
               "(--rl_labels any as published); the published code leaves true labels on CIFAR-100 and TinyImageNet")
 
 
 @register("RL", config=RandomLabelConfig, uses="retain forget", source="Fan et al., ICLR 2024, arXiv:2310.12508, eq. 5",
-          random_labels=True, per_protocol=RL_SPARSE, departs=RL_DEPARTS + "; masked weights stay bit-identical "
-          "(--mask_mode published lets them decay)")
+          random_labels=True, per_protocol=RL_SPARSE, departs=RL_DEPARTS + BN_DEPARTS + "; masked weights stay "
+          "bit-identical (--mask_mode published lets them decay)")
 def salun(task: Task, cfg: RandomLabelConfig) -> None:
     """Random labels for the forget set, retain as it is; with --path MASK only salient weights move (SalUn)."""
     _random_labels(task, cfg)
 
 
 @register("RL_og", config=RandomLabelConfig, uses="retain forget", masked=False, random_labels=True,
-          source="Graves et al., AAAI 2021, arXiv:2010.10981", per_protocol=RL_SPARSE, departs=RL_DEPARTS)
+          source="Graves et al., AAAI 2021, arXiv:2010.10981", per_protocol=RL_SPARSE, departs=RL_DEPARTS + BN_DEPARTS)
 def random_label(task: Task, cfg: RandomLabelConfig) -> None:
     """Random labels for the forget set, retain as it is, all weights free."""
     _random_labels(task, cfg)
@@ -136,5 +144,5 @@ def _random_labels(task: Task, cfg: RandomLabelConfig) -> None:
         if cfg.rl_form == "mixed":
             row = {"loss": opt.epoch(forget + task.retain, cross_entropy)}
         else:
-            row = {"forget_loss": opt.epoch(forget, cross_entropy), "loss": opt.epoch(task.retain, cross_entropy)}
+            row = {"forget_loss": opt.epoch(forget, cross_entropy, bn=cfg.bn), "loss": opt.epoch(task.retain, cross_entropy)}
         task.log(epoch=epoch, **row, lr=opt.rate(1))

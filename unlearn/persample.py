@@ -8,7 +8,6 @@ n examples in all.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -17,6 +16,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 
 from dataset import Batch, Loader
+from models.modes import measuring
+from trainer import loss_slope
 from utils import Mask
 
 Values = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
@@ -30,8 +31,8 @@ LINEAR = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn
 
 
 def true_label(logits: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """d -log p_y / d logits = softmax - onehot(y): the gradient of the loss, or of the likelihood but for its sign."""
-    yield _loss_slope(logits, y)
+    """d -log p_y / d logits: the gradient of the loss, or of the likelihood but for its sign."""
+    yield loss_slope(logits, y)
 
 
 def every_label(logits: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -41,8 +42,7 @@ def every_label(logits: Tensor, y: Tensor) -> Iterator[Tensor]:
     """
     p = logits.softmax(-1)
     for c in range(logits.shape[-1]):
-        hot = torch.arange(logits.shape[-1], device=p.device) == c
-        yield p[..., c].mean().sqrt() * (p - hot.to(p.dtype))
+        yield p[..., c].mean().sqrt() * loss_slope(logits, torch.full_like(y, c))
 
 
 def squared(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_label, budget: int | None = None) -> Values:
@@ -64,7 +64,7 @@ def squared(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_label,
                 found[name] = g.square() if name not in found else found[name] + g.square()
         return found
 
-    with _exact(model):
+    with measuring(model):
         for x, y in _chunks(batches, params, budget):
             count += len(y)
             for name, part in vmap(squares)(x, y).items():
@@ -79,7 +79,7 @@ def squared_means(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_
     """
     params = dict(model.named_parameters())
     totals, count = [torch.zeros_like(p, dtype=torch.float64) for p in params.values()], 0
-    with _exact(model):
+    with measuring(model):
         for batch in batches:
             count += 1
             logits = model(batch.x)
@@ -89,16 +89,18 @@ def squared_means(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_
     return {name: total / max(1, count) for name, total in zip(params, totals, strict=True)}
 
 
-def weighted(model: nn.Module, batches: Iterable[Batch], weights: Tensor | None = None, free: Tensor | None = None) -> Tensor:
-    """G^T u, float64 [D], for weights u [n], or the sum of all gradients: one plain backward pass a batch."""
+def weighted(model: nn.Module, batches: Iterable[Batch], weights: Tensor | None = None, free: Tensor | None = None,
+             means: bool = False) -> Tensor:
+    """G^T u, float64 [D], for weights u [n], or the sum of all gradients, or of the batches' means: a backward pass a batch."""
     params = list(model.parameters())
     total, at = torch.zeros(sum(p.numel() for p in params), dtype=torch.float64, device=params[0].device), 0
-    with _exact(model):
+    with measuring(model):
         for batch in batches:
             logits = model(batch.x)
-            slope = _loss_slope(logits.detach(), batch.y)
+            slope = loss_slope(logits.detach(), batch.y)
             if weights is not None:
                 slope = slope * weights[at : at + len(batch.y), None].to(slope)
+            slope = slope / len(batch.y) if means else slope
             at += len(batch.y)
             total += flat(torch.autograd.grad(logits, params, slope))
     return total if free is None else total.masked_fill_(~free, 0)
@@ -112,7 +114,7 @@ def along(model: nn.Module, batches: Iterable[Batch], vectors: list[Tensor]) -> 
     """
     layers, found = _linear_layers(model), []
     parts = [split(model, v) for v in vectors]
-    with _exact(model):
+    with measuring(model):
         if not layers:
             return torch.cat([g.double() @ torch.stack(vectors, 1) for g in _gradients(model, batches)])
         for batch in batches:
@@ -135,7 +137,7 @@ def gram(model: nn.Module, loader: Loader, budget: int | None = None, free: Tens
     block = n if fits >= n else max(1, fits // 2)
     cuts = [(start, min(n, start + block)) for start in range(0, n, block)]
     found = torch.zeros(n, n, dtype=torch.float64, device=loader.images.device)
-    with _exact(model):
+    with measuring(model):
         for i, (top, bottom) in enumerate(cuts):
             mine = gradients(model, piece(loader, top, bottom), budget, columns)
             for left, right in cuts[: i + 1]:
@@ -165,7 +167,7 @@ def gradients(model: nn.Module, loader: Loader, budget: int | None = None, colum
     first = next(model.parameters())
     width = sum(p.numel() for p in model.parameters()) if columns is None else len(columns)
     found, at = torch.empty(loader.size, width, dtype=first.dtype, device=first.device), 0
-    with _exact(model):
+    with measuring(model):
         for part in _gradients(model, loader, budget):
             found[at : at + len(part)] = part if columns is None else part[:, columns]
             at += len(part)
@@ -178,7 +180,7 @@ def _gradients(model: nn.Module, batches: Iterable[Batch], budget: int | None = 
 
     def gradient(x: Tensor, y: Tensor) -> Values:
         logits, pull = vjp(lambda p: functional_call(model, (p, buffers), (x[None],))[0], params)
-        return pull(_loss_slope(logits, y))[0]
+        return pull(loss_slope(logits, y))[0]
 
     for x, y in _chunks(batches, params, budget):
         yield torch.cat([g.flatten(1) for g in vmap(gradient)(x, y).values()], 1)
@@ -209,11 +211,6 @@ def split(model: nn.Module, vector: Tensor) -> Values:
     return {name: part.view(p.shape).to(p) for (name, p), part in zip(params.items(), parts, strict=True)}
 
 
-def _loss_slope(logits: Tensor, y: Tensor) -> Tensor:
-    hot = torch.arange(logits.shape[-1], device=logits.device) == y[..., None]
-    return logits.softmax(-1) - hot.to(logits.dtype)
-
-
 def _linear_layers(model: nn.Module) -> dict[nn.Module, dict[str, str]]:
     """Layer -> own name of a parameter -> its name in the model; empty unless such layers hold every parameter once."""
     found, names = {}, {id(p): name for name, p in model.named_parameters()}
@@ -241,7 +238,7 @@ def _by_layers(model: nn.Module, layers: dict[nn.Module, dict[str, str]], batch:
     finally:
         for handle in handles:
             handle.remove()
-    slopes = torch.autograd.grad(logits, [edge for *_, edge in calls], _loss_slope(logits.detach(), batch.y))
+    slopes = torch.autograd.grad(logits, [edge for *_, edge in calls], loss_slope(logits.detach(), batch.y))
     found = torch.zeros(len(batch.y), len(parts), dtype=torch.float64, device=logits.device)
     with torch.no_grad():
         for (module, inputs, version, _), slope in zip(calls, slopes, strict=True):
@@ -274,22 +271,3 @@ def _chunks(batches: Iterable[Batch], params: Values, budget: int | None) -> Ite
     size = max(1, budget // (COPIES * _bytes(params)))
     for batch in batches:
         yield from zip(batch.x.split(size), batch.y.split(size), strict=True)
-
-
-@contextlib.contextmanager
-def _exact(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, uncompiled, and no TF32: differences of nearly equal products do not survive its three digits."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    modes = {module: module.training for module in model.modules()}
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None  # vmap and hooks within do not go through a compiler
-    model.eval()
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-        model._compiled_call_impl = compiled
-        for module, training in modes.items():
-            module.training = training

@@ -17,7 +17,7 @@ import numpy as np
 
 from dataset import Data
 from groups import LEVELS, ForgetConfig, refine
-from unlearn.registry import METHODS, Method
+from unlearn.registry import IN_EPOCHS, METHODS, Method
 from utils import BadInput, Config, did_you_mean, hp, read_json, reading, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
@@ -43,7 +43,8 @@ class PlanConfig(Config):
                                choices=("rumf", "rum", "vanilla"), digest=False)
     order: tuple[str, ...] = hp(LEVELS, "order of the groups of rumf and rum", choices=LEVELS, digest=False)
     shuffle: bool = hp(False, "random groups of the same sizes, the same for all methods (the control)", digest=False)
-    budget: str = hp("equal", "vanilla trains as many epochs as the groups together (equal), or as one of them (single)",
+    budget: str = hp("equal", "vanilla trains as many epochs as the groups together (equal; three times as many where an epoch "
+                     "passes over retain, as many where it passes over the forget set alone), or as one of them (single)",
                      choices=("equal", "single"), digest=False)
     density: float | None = hp(None, "share of the weights that may change in every step: a saliency mask of the step's own "
                                "group on the step's own model (RL: 0.5 without the flag)", above=0, high=1, digest=False)
@@ -117,7 +118,7 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
     density = cfg.density or (SALUN_DENSITY if method.name == "RL" else None)
     _check_density(method, density)
     if named == "vanilla":
-        steps = (Step("all", method, _budget(own, cfg), density),)
+        steps = (Step("all", method, _budget(method, own, cfg), density),)
         name = f"vanilla {method.name}"
     else:
         steps = tuple(Step(group, method, own, density) for group in _order(cfg))
@@ -153,11 +154,17 @@ def _told(name: str, cfg: PlanConfig) -> str:
     return name + ("" if cfg.order == LEVELS else f" ({', '.join(cfg.order)})")
 
 
-def _budget(own: Config, cfg: PlanConfig) -> Config:
-    """As many epochs as three groups get, so that a plan is not better by its longer training alone."""
-    if cfg.budget == "single" or not hasattr(own, "unlearn_epochs"):
+def _budget(method: Method, own: Config, cfg: PlanConfig) -> Config:
+    """As many passes as three groups get, so that a plan is not better by its longer training alone.
+
+    Each group's epochs pass over all of retain, so the control gets three times as many, and with them all else that is
+    counted in epochs. Epochs over the forget set alone pass over a third of it in each group: together over the whole of it.
+    """
+    if cfg.budget == "single" or not method.over_retain:
         return own
-    return dataclasses.replace(own, unlearn_epochs=3 * own.unlearn_epochs)
+    counts = {name: getattr(own, name) for name in IN_EPOCHS if hasattr(own, name)}
+    return dataclasses.replace(own, **{name: tuple(3 * e for e in count) if isinstance(count, tuple) else 3 * count
+                                       for name, count in counts.items()})
 
 
 STEP = re.compile(r"\s*(\w+):(\w+)(?:\(([^()]*)\))?(?=\s|$)")

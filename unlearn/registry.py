@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import Data, Loader
+from models.modes import NORMS
 from pruner.magnitude import apply_mask
 from pruner.mask import both
 from trainer import Diverged, ScheduleConfig, Sgd, predict, resumable
@@ -33,11 +35,18 @@ class SgdConfig(ScheduleConfig):
     unlearn_epochs: int = hp(10, "epochs", low=0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ForgetOnlyConfig(SgdConfig):
-    """A method that sees the forget set alone."""
+ROUNDING = 1e-6  # relative change of weights up to which a model's outputs are the original's
+# settings of the methods that are counted in epochs, and grow with their number
+IN_EPOCHS = ("unlearn_epochs", "msteps", "no_l1_epochs", "warmup", "decreasing_lr")
 
-    bn_update: bool = hp(False, "let forget batches move batch norm's running statistics, as the published code does")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgetPassConfig(SgdConfig):
+    """A method with steps on the forget set alone."""
+
+    bn: str = hp("batch", "batch norm in steps on the forget set alone. batch: by the batch's own statistics, and the running "
+                 "ones stay; eval: by the running ones, so that what moves is the function that is evaluated, at a rate to be "
+                 "tuned for it; update: as published, by the batch's own, which enter the running ones", choices=NORMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +74,11 @@ class Method:
     inherits: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def over_retain(self) -> bool:
+        """Whether its epochs pass over the retain set; what reads the forget set alone passes over that."""
+        return "retain" in self.uses
+
+    @property
     def summary(self) -> str:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
@@ -85,6 +99,7 @@ class Method:
                 outcome, ``diverged`` in the record, and the model stays as broken as it is.
         """
         task = Task(self, model, data, rt, run, mask, mask_mode, purpose or ("retrain" if self.fresh else "unlearn"))
+        before = None if self.fresh or run is None else copy.deepcopy(model.state_dict())
         try:
             self.function(task, cfg)
         except Diverged as error:
@@ -92,7 +107,20 @@ class Method:
                 raise
             run.result(diverged=str(error).partition(":")[0])  # the fact without the advice
             say(f"notice: {self.name} broke the model: {error}")
+        if before is not None:
+            share = moved(before, model.state_dict())
+            idle = share <= ROUNDING and bool(self.uses)  # that reads nothing is to do nothing
+            run.result(did_nothing=idle, moved=share if math.isfinite(share) else None)
+            if idle:
+                say(f"notice: {self.name} did nothing: its model is the original; change its settings")
         return task.pruned
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """The largest change of a parameter or buffer, as a share of its own norm: ||after - before|| / ||before||."""
+    shares = [(after[name].double() - value.double()).norm() / value.double().norm().clamp_min(torch.finfo().tiny)
+              for name, value in before.items()]
+    return float(torch.stack(shares).max())  # not a number where one is none
 
 
 METHODS: Registry[Method] = Registry("unlearning method")
@@ -216,10 +244,11 @@ class Task:
             self._run.log(**row)
 
     def log_whole(self, **row: Any) -> None:
-        """All that a method without epochs has to log; what a killed run of the same wrote before goes."""
+        """All that a method without epochs has to log; in the record too. What a killed run of the same wrote before goes."""
         if self._run is not None:
             self._run.load_state()
             self._run.log(**row)
+            self._run.result(measured=row)
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode and out of reach of any optimiser (a teacher)."""
@@ -244,7 +273,7 @@ def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
             if field.name in common and common[field.name] == field.default and field.name not in method.inherits:
                 continue
             default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            default = "(off)" if default is False else default
+            default = "(off)" if default is False else "(see --help)" if default is None else default
             others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
             if field.name in method.inherits:
                 default, others = "as the original", []

@@ -19,6 +19,7 @@ from models import ModelConfig, Original
 from pruner.mask import both
 from trainer import predict
 from unlearn.plan import Plan, grouped, purpose_of, read_requests, retained
+from unlearn.registry import METHODS
 from unlearn.saliency import own_mask
 from utils import BadInput, Config, Mask, Run, RunConfig, Runtime, say
 
@@ -135,7 +136,8 @@ class Chain:
                 else:
                     self._take(plan, request, number, rt, run)
             self.diverged = run.values.get("diverged")
-            row = {"run": str(run.folder), **step.facts(), **{k: run.values[k] for k in ("retain_size", "before", "after")}}
+            row = {"run": str(run.folder), **step.facts(), **{k: run.values[k] for k in ("retain_size", "before", "after")},
+                   "did_nothing": run.values.get("did_nothing", False)}
             say(f"step {number + 1} of {len(plan.steps)}, {step.group}: {step.method.name}  {_line(row)}")
             self.rows.append(row)
             spent = run.values.get("seconds") or run.seconds
@@ -167,7 +169,9 @@ class Chain:
 
     def outcome(self) -> dict[str, Any]:
         """What the request's record says of its steps."""
-        return {"original": self.start, "rows": self.rows} | ({} if self.diverged is None else {"diverged": self.diverged})
+        idle = [row["did_nothing"] for row in self.rows if METHODS[row["method"]].uses]
+        told = {"original": self.start, "rows": self.rows, "did_nothing": bool(idle) and all(idle)}
+        return told | ({} if self.diverged is None else {"diverged": self.diverged})
 
 
 def at_step(plan: Plan, request: Request, number: int) -> Data:

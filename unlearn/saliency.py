@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dataset import Data, Loader
 from models import read_safely
 from models.unwrap import tensors
 from pruner.mask import as_mask, largest
+from unlearn import persample
 from utils import BadInput, Config, Mask, Run, Runtime, Saved, Unfinished, find_runs, hp, read_record, run_of, say, sha256
 
 
@@ -44,19 +43,14 @@ class CleanseMaskConfig(Config):
 
 
 def saliency(model: nn.Module, forget: Loader, mode: str = "exact") -> dict[str, Tensor]:
-    """|gradient| of the forget loss at the model as it is, in eval mode; parameter name -> float tensor.
+    """|gradient| of the forget loss at the model as it is, in eval mode and full float32; parameter name -> float tensor.
 
     The gradient is accumulated over the set and its absolute value taken last. No weight moves: two published code
     bases step the optimiser meanwhile, and one of them keeps the smallest gradients instead of the largest.
     """
-    model.eval()
-    params = dict(model.named_parameters())
-    sums = {name: torch.zeros_like(p) for name, p in params.items()}
-    for batch in forget:
-        loss = F.cross_entropy(model(batch.x).float(), batch.y, reduction="sum" if mode == "exact" else "mean")
-        torch._foreach_add_(list(sums.values()), torch.autograd.grad(loss, list(params.values())))
-    scale = forget.size if mode == "exact" else 1
-    return {name: (total / scale).abs() for name, total in sums.items()}
+    exact = mode == "exact"
+    total = persample.weighted(model, forget, means=not exact) / (forget.size if exact else 1)
+    return {name: part.abs() for name, part in persample.split(model, total).items()}
 
 
 def own_mask(model: nn.Module, density: float | None, data: Data, rt: Runtime, run: Run, pruned: Mask | None) -> Mask | None:
