@@ -177,21 +177,6 @@ def test_one_share_in_other_steps_has_a_column_of_its_own(library: Path, tmp_pat
     assert sweep.cells["FT"].keys() == sweep.shares.keys()
 
 
-def test_other_networks_are_no_columns(library: Path, tmp_path: Path) -> None:
-    """The ImageNet stem, batch size or augmentation of the pruned original beside the dense one without."""
-    for number, (setting, value) in enumerate((("imagenet_arch", True), ("batch_size", 9), ("aug", True))):
-        root = tmp_path / str(number)
-        for method in ("retrain", "FT"):
-            of_pruned(library, root, method, 3, "0 %")
-            folder = of_pruned(library, root, method, 3, "75 %")
-            record = read_record(folder).record
-            if setting == "imagenet_arch":
-                record["settings"]["model"][setting] = value
-            change(folder, settings=record["settings"], parent=record["parent"] | {
-                "setup": record["parent"]["setup"] | {setting: value}})
-        assert bysparsity.sweeps(table_of(root)) == [], setting
-
-
 def test_forget_sets_and_published_files_stand_apart(library: Path, tmp_path: Path) -> None:
     """Another forget set has no dense original here; a file without a record says nothing of its sparsity."""
     for column in ("0 %", "75 %"):
