@@ -73,8 +73,8 @@ def settle(stage: str, groups: Groups, typed: dict[str, Any], parent: models.Ori
 def _inherit(parent: models.Original, values: Values, names: dict[str, list[str]], typed: dict[str, Any]) -> None:
     """Data set, architecture and protocol come from the original's record; a typed flag that differs is an error."""
     if "val_seed" not in parent.record["settings"].get("data", {}):
-        raise BadInput(f"{parent.folder} was made by an earlier version of this suite, whose record does not tell the "
-                       "validation split from the choice of the forget set; run its command again")
+        raise Mended(f"{parent.folder} was made by an earlier version of this suite, whose record does not tell the "
+                     "validation split from the choice of the forget set; run its command again", parent, again=False)
     for group in ("protocol", "data", "model", "parent", *(["plant"] if "plant" in names else [])):
         for name in names[group]:
             theirs = parent.setting(name)
@@ -114,7 +114,7 @@ def command_of(run: Saved) -> list[str]:
     groups, _ = chosen(stage, next(iter(typed.values()), None))
     parent = None
     if "parent" in record and "parent" in groups:
-        typed["checkpoint"] = record["parent"]["path"]
+        typed["checkpoint"] = models.whereabouts(record["parent"], run.folder.parent.parent)
         parent = find_parent(stage, groups, typed, [])
     for names in (_switches(groups), None):  # what others hang on comes first
         typed |= _differing(stage, groups, typed, parent, recorded, names)

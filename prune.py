@@ -117,7 +117,8 @@ class Rounds:
 
     def _check_file(self, file: Path) -> None:
         """Refuse to rewind to a pruned model, or to one that is known to have learned from other data."""
-        _, mask = models.load(file, self.args.model, self.data, self.rt)
+        model, mask = models.load(file, self.args.model, self.data, self.rt)
+        models.check_whole(file, model, "the model to rewind to")
         if mask is not None:
             raise BadInput(f"{file} is pruned itself, so kept weights would be rewound to 0; name weights of a dense model")
         key, mine = models.read_safely(file).get("data_key"), self.data.splits.data_key

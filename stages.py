@@ -62,7 +62,7 @@ class ProtocolConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParentConfig(Config):
-    """The original model; without --checkpoint, the one finished run under --save_dir (or runs) that matches."""
+    """The original model; without --checkpoint, the one finished run under --save_dir that matches."""
 
     checkpoint: str | None = hp(None, "model.pt, run folder, or a folder of run folders where one matches", digest=False)
     lr: float | None = hp(None, "narrow the search to originals trained at this rate", above=0, digest=False)

@@ -13,9 +13,9 @@ import numpy as np
 from evaluation.accuracy import EvaluationConfig, metrics_of
 from evaluation.settings import Setting, departures, pairing, places, told_apart
 from groups import LEVELS
-from models.originals import STAGES
+from models import whereabouts
 from sources.scores import PROXIES
-from utils import BadInput, Saved, hp, read_arrays, sha256, survey
+from utils import BadInput, Saved, flag_words, hp, read_arrays, survey
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
@@ -243,23 +243,12 @@ def _passes(run: Saved, cfg: FilterConfig) -> bool:
 def retrain_command(run: Saved, save_dir: str) -> str:
     """The command line that makes a run's retrain, to be pasted into a shell."""
     parent, settings = run.record["parent"], run.record["settings"]
-    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", _where(parent, save_dir), "--forget_index",
-             str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
+    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", whereabouts(parent, Path(save_dir)),
+             "--forget_index", str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
     if parent["training"] is None:  # a published file has no record to take these from
         for name, value in {**settings["protocol"], **settings["data"], **settings["model"]}.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no_{name}")
-            elif value is not None:
-                words += [f"--{name}", str(value)]
+            words += flag_words(name, value)
     return shlex.join(words)
-
-
-def _where(parent: Mapping[str, Any], save_dir: str) -> str:
-    """The original's file; where it was moved together with the runs, found by its hash."""
-    if Path(parent["path"]).exists():
-        return parent["path"]
-    files = (file for stage in STAGES for file in sorted((Path(save_dir) / stage).glob("*/model.pt")))
-    return next((str(file) for file in files if sha256(file) == parent["sha256"]), parent["path"])
 
 
 def _parts(runs: list[Saved]) -> dict[Path, Groups]:

@@ -8,7 +8,7 @@
 
 from models.files import ModelConfig, load, new, save
 from models.layers import Classifier, Normalize, embed, fold_batchnorm
-from models.originals import Original, check_whole, find_original, load_original, record_inside
+from models.originals import Original, check_whole, find_original, load_original, record_inside, whereabouts
 from models.peer import infer_num_classes, load_peer, load_state, read_safely
 from models.registry import ARCHS, Arch, build, build_empty, table
 
@@ -35,4 +35,5 @@ __all__ = [
     "record_inside",
     "save",
     "table",
+    "whereabouts",
 ]

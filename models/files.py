@@ -151,8 +151,12 @@ def _check_mask(model: nn.Module, mask: Any) -> None:
     weights = dict(model.named_parameters())
     parts = mask if isinstance(mask, dict) else {}
     wrong = sorted(set(prunable(model)) - set(parts)) or [
-        name for name, part in parts.items() if not isinstance(part, Tensor) or part.dtype != torch.bool
-        or name not in weights or part.shape != weights[name].shape or bool(weights[name].detach()[~part].any())]
+        name for name, part in parts.items() if not _is_mask(part) or name not in weights or part.shape != weights[name].shape
+        or bool(weights[name].detach()[~part].any())]
     if wrong:
         raise BadInput(f"it holds a pruning mask that is not of its own weights ({len(wrong)} differ, such as {wrong[0]}); "
                        "it was put together wrongly")
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.bool and not part.is_meta and part.layout == torch.strided

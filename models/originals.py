@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,16 @@ def load_original(original: Original, cfg: ModelConfig, data: Any,
     return model, mask, {"normalize": told | {"from": origin}}
 
 
-def check_whole(path: Path, model: nn.Module) -> None:
+def check_whole(path: Path, model: nn.Module, what: str = "the original") -> None:
     """Refuse a model whose weights are not finite, or that has none but 0: nothing can be unlearned from it, nor measured."""
     state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     lost = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise BadInput(f"{path}: the original itself is broken: its weights are not finite ({lost[0]}{more}); train it again, "
+        raise BadInput(f"{path}: {what} itself is broken: its weights are not finite ({lost[0]}{more}); train it again, "
                        "at a lower rate, or name another --checkpoint")
     if not any(bool(value.any()) for value in model.parameters() if value.dim() > 1):
-        raise BadInput(f"{path}: the original itself is broken: all its weights are 0; train it again, or name another "
+        raise BadInput(f"{path}: {what} itself is broken: all its weights are 0; train it again, or name another "
                        "--checkpoint")
 
 
@@ -175,14 +176,23 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
     raise _missing(root, narrow, named is None)
 
 
+def whereabouts(parent: Mapping[str, Any], save_dir: Path) -> str:
+    """The file of a record's parent; where it was moved together with the runs, found by its hash."""
+    if Path(parent["path"]).exists():
+        return parent["path"]
+    # originals first, since raw leaves a copy of its own
+    files = sorted(save_dir.glob("*/*/model.pt"), key=lambda file: (file.parts[-3] not in (*STAGES, "trojan"), file))
+    return next((str(file) for file in files if sha256(file) == parent["sha256"]), parent["path"])
+
+
 def _named(path: Path) -> Original:
     """The original in a file or in a run folder."""
     if not path.is_dir():
         with reading(f"--checkpoint {path}", "main_train.py writes <run>/model.pt"):
             open_regular(path).close()
-        whole = path.name == "model.pt" and (path.parent / "record.json").exists()
-        return _clean(Original(*read_record(path.parent)) if whole else Original(path, record_inside(path)))
-    run = read_record(path)
+        if path.name != "model.pt" or not (path.parent / "record.json").exists():
+            return _clean(Original(path, record_inside(path)))
+    run = read_record(path if path.is_dir() else path.parent)
     if run.record["status"] != "done":
         raise Unfinished(f"--checkpoint {path}", run)
     return _clean(Original(*run))
@@ -199,6 +209,8 @@ def _missing(root: Path, narrow: dict[str, Any], by_save_dir: bool) -> BadInput:
     there, _ = survey(root, STAGES)  # what it passes over was told
     also = f", but there {'is' if len(there) == 1 else 'are'} {_listed(there)}" if there else ""
     elsewhere = [] if root == Path("runs") or there else find_runs(Path("runs"), STAGES, **narrow)
+    if not there and list((root / "round").glob("*")):
+        also += f", but {root / 'round'} holds trainings of a pruning that was not finished; repeat its command"
     also += f", but runs holds one: --checkpoint {elsewhere[0].folder}" if len(elsewhere) == 1 else ""
     main = "main_train.py" if "sparsity" not in narrow else "main_imp.py"
     told += f" --save_dir {root}" if by_save_dir and root != Path("runs") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -51,13 +52,19 @@ def _fits(state: Mapping[str, Tensor], name: str, imagenet: bool) -> bool:
     """Whether names and shapes are the architecture's, for whatever number of classes."""
     arch = ARCHS[name]
     head = re.compile(rf"{re.escape(arch.head)}(\.\d+)?\.(weight|bias)")
-    with torch.device("meta"):
-        own = arch.make(2, imagenet=imagenet).state_dict()
     theirs = {key: value for key, value in state.items() if not PASSED_OVER.search(key)}
-    own = {key: value for key, value in own.items() if not PASSED_OVER.search(key)}
+    own = _own(name, imagenet)
     last = max((key for key in own if head.fullmatch(key)), key=lambda key: _place(key, head), default="")
     free = {last.rpartition(".")[0] + end for end in (".weight", ".bias")}  # a row for each class
     return own.keys() == theirs.keys() and all(own[key].shape[key in free :] == theirs[key].shape[key in free :] for key in own)
+
+
+@functools.cache
+def _own(name: str, imagenet: bool) -> dict[str, Tensor]:
+    """The architecture's tensors for two classes, without values."""
+    with torch.device("meta"):
+        state = ARCHS[name].make(2, imagenet=imagenet).state_dict()
+    return {key: value for key, value in state.items() if not PASSED_OVER.search(key)}
 
 
 def _place(key: str, head: re.Pattern[str]) -> int:

@@ -68,6 +68,11 @@ def test_a_named_folder_is_searched_alone(original: Saved, tmp_path: Path) -> No
         assert f"main_train.py --save_dir {folder}" in said
 
 
+def test_trainings_of_a_pruning_that_left_no_record_are_named(tmp_path: Path) -> None:
+    (tmp_path / "intr" / "round" / "a").mkdir(parents=True)
+    assert "intr/round holds trainings of a pruning that was not finished" in refused("--save_dir", "intr")
+
+
 def test_the_published_spelling_of_the_masks_place_leaves_the_original_in_runs(
     original: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +96,8 @@ def test_an_unfinished_original_is_named_before_another_is_looked_for(original: 
     for words in (["--save_dir", "intr"], ["--save_dir", "intr", "--seed", "1"], ["--checkpoint", "intr"]):
         said = refused(*words)
         assert f"intr/train/a is not finished ({status})" in said
+    said = refused("--checkpoint", "intr/train/a/model.pt")
+    assert "intr/train/a is not finished" in said
     # of other settings than those that were typed it is not the one that was meant
     assert "is not finished" not in refused("--save_dir", "intr", "--seed", "5")
     finished = placed(original, tmp_path / "intr", "b")

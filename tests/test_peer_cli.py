@@ -182,6 +182,12 @@ def test_other_broken_originals_are_refused(
         assert says in refused(capsys, STARTS[start], *shell.THREE, "--checkpoint", bare(original, change))
 
 
+def test_weights_to_rewind_to_are_whole(original: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    file = bare(original, lambda s: {**s, "fc.bias": torch.full((3,), torch.nan)})
+    said = refused(capsys, ["main_imp.py", "--rewind_pth", file, "--epochs", 2, "--rate", 0.5], *shell.THREE)
+    assert "the model to rewind to itself is broken" in said and "fc.bias" in said
+
+
 def test_an_original_at_chance_is_said_and_recorded(original: Saved, capsys: pytest.CaptureFixture[str]) -> None:
     """A bare file is asked about its training images; a run's record tells. Either goes on: a method may be tried on it."""
     generator = torch.Generator().manual_seed(0)

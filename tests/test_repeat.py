@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,19 @@ def test_an_unfinished_run_is_named_with_the_command_that_goes_on_with_it(
         before = begun(Path(place))
         begin(shlex.split(said.rpartition(": python ")[2]), monkeypatch)
         assert begun(Path(place)) == before
+
+
+def test_a_moved_parent_is_found_by_its_hash(library: Path, original: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run in (original, shell.only(library, "mask")):
+        shutil.copytree(run.folder, Path("moved", run.folder.parent.name, run.folder.name))
+    (folder,) = Path("moved/mask").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    record["parent"]["path"], record["status"] = "gone/train/a/model.pt", "running"
+    (folder / "record.json").write_text(json.dumps(record))
+    words = commands.command_of(read_record(folder))
+    assert words[words.index("--checkpoint") + 1] == str(Path("moved/train") / original.folder.name / "model.pt")
+    begin(words[1:], monkeypatch)
+    assert list(Path("moved/mask").iterdir()) == [folder]
 
 
 def test_the_command_says_no_more_than_is_needed(here: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
