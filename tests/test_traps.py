@@ -15,7 +15,7 @@ TESTS = Path(__file__).resolve().parent
 TABLE = (TESTS / "TRAPS.md").read_text()
 COUNTS = {"RUM A": 15, "RUM B": 22, "Sparse B": 36, "Eval ": 17, "OUR ": 39, "Num ": 18, "Hole ": 29}
 IDS = [f"{group}{number}" for group, count in COUNTS.items() for number in range(1, count + 1)]
-PARTS = "memorization and RUM|sparsity and second-order methods|Reminiscence attack|numbers that hold"
+PARTS = "memorization and RUM|sparsity and second-order methods|Reminiscence attack"
 REASON = re.compile(rf"(later: ({PARTS}) \(.+\)|(not ours|by design): \w.+ .+)")
 TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)(?:\[([^\]`]+)\])?`")
 
