@@ -22,6 +22,7 @@ from utils import (
     RuntimeConfig,
     Saved,
     Unfinished,
+    damage,
     find_runs,
     flag_words,
     open_regular,
@@ -199,13 +200,17 @@ def _named(path: Path) -> Original:
 
 
 def _missing(root: Path, narrow: dict[str, Any], by_save_dir: bool) -> BadInput:
-    """Why there is no original: it is not finished, others are, it lies elsewhere, or none was ever trained."""
+    """Why there is no original: it is not finished or not whole, others are, it lies elsewhere, or none was trained."""
     told = " ".join(word for name, value in narrow.items() for word in flag_words(name, value))
     nothing = f"no finished original under {root} matches {told or 'any settings'}"
     if begun := survey(root, STAGES, finished=False, **narrow)[0]:
         last = begun[-1]
         others = f"; so are {_listed(begun[:-1])}" if begun[:-1] else ""
         return Unfinished(nothing, last, others)
+    # whatever of their files is whole: the search passed over those whose model.pt is not
+    for run in survey(root, STAGES, files=("record.json",), **narrow)[0]:
+        if (error := damage(run, "model.pt")) is not None:
+            return error
     there, _ = survey(root, STAGES)  # what it passes over was told
     also = f", but there {'is' if len(there) == 1 else 'are'} {_listed(there)}" if there else ""
     elsewhere = [] if root == Path("runs") or there else find_runs(Path("runs"), STAGES, **narrow)

@@ -140,10 +140,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         rows.append((bool(stepping), augment is not None, len(self.y) == TWO_DIGITS, index.tolist()))
         return real_batch(self, index, augment)
 
-    def epoch(self: Sgd, *args: Any) -> float:
+    def epoch(self: Sgd, *args: Any, **more: Any) -> float:
         stepping.append(True)
         try:
-            return real_epoch(self, *args)
+            return real_epoch(self, *args, **more)
         finally:
             stepping.pop()
 
