@@ -35,7 +35,7 @@ flags() {
     FT)           echo "--unlearn_lr 0.01 ${SHORT[*]:---unlearn_epochs 10}" ;;
     GA)           echo "--unlearn_lr 0.0001 ${SHORT[*]:---unlearn_epochs 5}" ;;
     FT_prune)     echo "--unlearn_lr 0.01 --alpha 1e-4 ${SHORT[*]:---unlearn_epochs 10}" ;;
-    fisher_new)   echo "--alpha ${FISHER_ALPHA:-3e-8}" ;;
+    fisher_new)   echo "--alpha ${FISHER_ALPHA:-1e-4}" ;;
     wfisher)      echo "--alpha ${WFISHER_ALPHA:-1}" ;;
   esac
 }
