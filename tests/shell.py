@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from sklearn.datasets import load_digits
 
 import analysis
@@ -62,14 +64,17 @@ def only(save_dir: Path, stage: str, **wanted: Any) -> Saved:
 
 
 def library(factory: pytest.TempPathFactory) -> Path:
-    """A save_dir, made once a session and not to be changed: original, mask, and every method on one forget set."""
-    root = factory.getbasetemp() / "library"
-    if not root.exists():
-        original = train(root)
-        call("generate_mask.py", "--checkpoint", original.folder, *FORGET, save_dir=root)
-        more = {"RL": ["--path", root]}
-        for method in METHODS.names():
-            forget(original, root, method, *FORGET, *more.get(method, []))
+    """A save_dir, made once for all test processes and not to be changed: original, mask, every method on one forget set."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "library"
+    with FileLock(f"{root}.lock"):
+        if not (root / "whole").exists():
+            original = train(root)
+            call("generate_mask.py", "--checkpoint", original.folder, *FORGET, save_dir=root)
+            more = {"RL": ["--path", root]}
+            for method in METHODS.names():
+                forget(original, root, method, *FORGET, *more.get(method, []))
+            (root / "whole").touch()
     return root
 
 
