@@ -1,8 +1,7 @@
 """The one training loop and the one prediction loop.
 
     opt = Sgd(model, cfg, lr=0.1, epochs=30, rt=rt, purpose="train")
-    for epoch in resumable(30, opt, rt, run):
-        run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy))
+    losses = [opt.epoch(loader, cross_entropy) for epoch in resumable(30, opt, rt, run)]
     logits, labels = predict(model, data.loader("test"), rt)
 """
 
@@ -12,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -217,7 +216,6 @@ class Watch(Protocol):
 def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run | None, mask: Mask | None = None,
           watch: Watch | None = None) -> None:
     """Train the original model: cross-entropy, with a constant l1 penalty where ``alpha`` says so."""
-
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if watch is not None:
             watch.before(model, batch)
@@ -236,12 +234,17 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
             run.log(**row)
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, K] and labels int64 [N] in the loader's order; batch norm folded, the model untouched.
+    """``predict_all`` of one loader."""
+    return predict_all(model, [loader], rt)[0]
+
+
+@torch.inference_mode()
+def predict_all(model: nn.Module, loaders: Sequence[Loader], rt: Runtime) -> list[tuple[Tensor, Tensor]]:
+    """Logits float32 [N, K] and labels int64 [N] of each loader, in its order; batch norm folded once, the model untouched.
 
     Never in bf16: its three digits tie the largest logits, and every metric and stored margin is read from these.
     """
-    assert loader.shuffle is None, "labels are in the loader's order, so it must not shuffle"
+    assert all(loader.shuffle is None for loader in loaders), "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)
-    return torch.cat([net(batch.x).float() for batch in loader]), loader.labels.to(rt.device)
+    return [(torch.cat([net(batch.x).float() for batch in loader]), loader.labels.to(rt.device)) for loader in loaders]

@@ -15,7 +15,7 @@ import models
 from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
-from trainer import predict
+from trainer import predict, predict_all
 from utils import BadInput, Config, Run, Runtime, hp, read_arrays, say
 
 ASKED = 500  # training images that a bare file is asked about
@@ -88,11 +88,11 @@ def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: Evaluatio
     """Predict retain, forget, val and test once, keep the logits in outputs.npz, and put all metrics into the record."""
     arrays: dict[str, np.ndarray] = {}
     with run.timed(rt, "evaluate"):
-        for part in PARTS:
-            if len(data.index(part)):
-                logits, labels = predict(model, data.loader(part), rt)
-                arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
-                           f"{part}_logits": logits.cpu().numpy()}
+        parts = [part for part in PARTS if len(data.index(part))]
+        found = predict_all(model, [data.loader(part) for part in parts], rt)
+        for part, (logits, labels) in zip(parts, found, strict=True):
+            arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
+                       f"{part}_logits": logits.cpu().numpy()}
         metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
         metrics["collapsed"] = broken(model, run) or metrics["collapsed"]
     run.save_arrays("outputs.npz", **arrays)
@@ -157,7 +157,8 @@ def evaluate_original(model: nn.Module, data: Data, rt: Runtime, run: Run) -> di
     """Accuracies (%) of an original model on train, val and test."""
     with run.timed(rt, "evaluate"):
         parts = [part for part in ("train", "val", "test") if len(data.index(part))]
-        metrics = {part: 100 * tow.accuracy(*predict(model, data.loader(part), rt)) for part in parts}
+        found = predict_all(model, [data.loader(part) for part in parts], rt)
+        metrics = {part: 100 * tow.accuracy(*outputs) for part, outputs in zip(parts, found, strict=True)}
     run.result(metrics=metrics)
     return metrics
 
