@@ -1,0 +1,1 @@
+"""Which runs are compared, and what people see of it: tables, figures, pages."""
