@@ -85,7 +85,8 @@ def _width(word: str, family: str) -> float:
     """Of a word in inches at a font size of one point."""
     from matplotlib.font_manager import FontProperties
 
-    return _ruler().get_text_width_height_descent(word, FontProperties(family=family, size=20), False)[0] / 3600 if word else 0.0
+    font = FontProperties(family=family, size=20)
+    return _ruler().get_text_width_height_descent(word, font, False)[0] / 3600 if word else 0.0
 
 
 def wrapped(text: str, width: float, look: Look, size: float | None = None, lines: int = 99) -> list[str]:
