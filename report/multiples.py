@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluation.style import Look, drawn_in, width_of, wrapped
-from report.sheet import GAP, PAD, Axis, Sheet, number
+from report.sheet import GAP, PAD, Axis, Sheet, number, scaled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,61 +56,70 @@ class Multiples:
 def draw_multiples(chart: Multiples, look: Look) -> Figure:
     """The chart as a figure; all cells have the same limits."""
     with drawn_in(look):
-        return _draw(chart, look)
+        return _MultiplesOn(chart, look).figure()
 
 
-def _draw(chart: Multiples, look: Look) -> Figure:
-    from matplotlib.lines import Line2D
+class _MultiplesOn:
+    def __init__(self, chart: Multiples, look: Look) -> None:
+        self.chart, self.look, self.small = chart, look, look.size - 0.5
+        self.sheet = Sheet(look, wide=len(chart.cells) > 2)
+        self.up = _limits(chart.y, [(line.ys, line.low, line.high) for cell in chart.cells for line in cell.lines])
+        self.ticks_up = chart.y.ticks(*self.up, TALL, look, upright=True)
+        self.left = look.line + 0.1 + max(width_of(number(y), self.small, look.family) for y in self.ticks_up or [0.0])
+        room = self.sheet.width - 2 * PAD - self.left
+        self.columns = max(1, min(len(chart.cells), int((room + GAP) / (CELL + GAP))))
+        self.wide = (room - GAP * (self.columns - 1)) / self.columns
+        self.names = [wrapped(cell.name, self.wide, look, self.small, lines=4) for cell in chart.cells]
 
-    sheet, small = Sheet(look, wide=len(chart.cells) > 2), look.size - 0.5
-    sheet.tell(chart.title, look.size, "bold")
-    sheet.tell(chart.note, small)
-    for line in {line.label: line for cell in chart.cells for line in cell.lines if line.label}.values():
-        sheet.key(Line2D([], [], color=line.colour, marker=line.marker, linestyle=line.dashes, linewidth=line.width),
-                  line.label)
-    low_y, high_y = _limits(chart.y, [(line.ys, line.low, line.high) for cell in chart.cells for line in cell.lines])
-    ticks_y = chart.y.ticks(low_y, high_y, TALL, look, upright=True)
-    left = look.line + 0.1 + max(width_of(number(y), small, look.family) for y in ticks_y or [0.0])
-    room = sheet.width - 2 * PAD - left
-    across = max(1, min(len(chart.cells), int((room + GAP) / (CELL + GAP))))
-    down, wide = math.ceil(len(chart.cells) / across), (room - GAP * (across - 1)) / across
-    names = [wrapped(cell.name, wide, look, small, lines=4) for cell in chart.cells]
-    top, foot = max(map(len, names)) * look.line + 0.06, 0.07 + look.line
-    head = sheet.above()
-    tall = max(TALL, 1.1 * (top + foot + (head + look.line) / down))  # the axes are half of the figure at least
-    figure, above = sheet.open(down * (tall + top + foot) + 1.2 * look.line + PAD)
-    total = figure.get_size_inches()[1]
-    if chart.words:
-        low_x, high_x = -0.4, len(chart.words) - 0.6
-        ticks_x = list(map(float, range(len(chart.words))))
-    else:
-        low_x, high_x = _limits(chart.x, [(line.xs, None, None) for cell in chart.cells for line in cell.lines])
-        ticks_x = chart.x.ticks(low_x, high_x, wide, look)
-    words = [*chart.words] or [number(x) for x in ticks_x]
-    crowded = sum(width_of(word, small, look.family) + 0.05 for word in words) > wide
-    if crowded:  # every second, third, ... place is named
-        every = math.ceil(sum(width_of(word, small, look.family) + 0.05 for word in words) / wide)
-        words = [word if place % every == 0 else "" for place, word in enumerate(words)]
-    for place, cell in enumerate(chart.cells):
-        row, column = divmod(place, across)
-        x, y = PAD + left + column * (wide + GAP), above + row * (tall + top + foot) + top
-        axes = figure.add_axes((x / sheet.width, 1 - (y + tall) / total, wide / sheet.width, tall / total))
-        for at, scale in ((axes.set_xscale, chart.x), (axes.set_yscale, chart.y)):
-            if scale.log:
-                at("log")
-        axes.set_xlim(low_x, high_x)
-        axes.set_ylim(low_y, high_y)
-        for line in cell.lines:
-            _line(axes, line, (low_y, high_y))
-        last = place + across >= len(chart.cells)
-        axes.set_xticks(ticks_x, words if last else [""] * len(words))
-        axes.set_yticks(ticks_y, [number(y) for y in ticks_y] if column == 0 else [""] * len(ticks_y))
-        axes.minorticks_off()
-        axes.set_title("\n".join(names[place]), fontsize=small, pad=3, linespacing=1.15)
-    figure.text((PAD + left + room / 2) / sheet.width, (PAD + 0.02) / total, chart.x.label, ha="center", va="bottom")
-    middle = above + (down * (tall + top + foot)) / 2
-    figure.text(PAD / sheet.width, 1 - middle / total, chart.y.label, rotation=90, ha="left", va="center")
-    return figure
+    def figure(self) -> Figure:
+        chart, look, sheet = self.chart, self.look, self.sheet
+        self._head()
+        rows = math.ceil(len(chart.cells) / self.columns)
+        top, foot = max(map(len, self.names)) * look.line + 0.06, 0.07 + look.line
+        tall = max(TALL, 1.1 * (top + foot + (sheet.above() + look.line) / rows))  # the axes are half of the figure at least
+        step = tall + top + foot
+        figure, above = sheet.open(rows * step + 1.2 * look.line + PAD)
+        total = figure.get_size_inches()[1]
+        across, places, words = self._across()
+        for place, cell in enumerate(chart.cells):
+            row, column = divmod(place, self.columns)
+            x, y = PAD + self.left + column * (self.wide + GAP), above + row * step + top
+            axes = figure.add_axes((x / sheet.width, 1 - (y + tall) / total, self.wide / sheet.width, tall / total))
+            scaled(axes, chart.x, chart.y, across, self.up)
+            for line in cell.lines:
+                _line(axes, line, self.up)
+            last = place + self.columns >= len(chart.cells)
+            axes.set_xticks(places, words if last else [""] * len(words))
+            axes.set_yticks(self.ticks_up, [number(y) if column == 0 else "" for y in self.ticks_up])
+            axes.minorticks_off()
+            axes.set_title("\n".join(self.names[place]), fontsize=self.small, pad=3, linespacing=1.15)
+        middle = (PAD + self.left + sheet.width - PAD) / 2
+        figure.text(middle / sheet.width, (PAD + 0.02) / total, chart.x.label, ha="center", va="bottom")
+        centre = 1 - (above + rows * step / 2) / total
+        figure.text(PAD / sheet.width, centre, chart.y.label, rotation=90, ha="left", va="center")
+        return figure
+
+    def _head(self) -> None:
+        from matplotlib.lines import Line2D
+
+        self.sheet.tell(self.chart.title, self.look.size, "bold")
+        self.sheet.tell(self.chart.note, self.small)
+        for line in {line.label: line for cell in self.chart.cells for line in cell.lines if line.label}.values():
+            self.sheet.key(Line2D([], [], color=line.colour, marker=line.marker, linestyle=line.dashes, linewidth=line.width),
+                           line.label)
+
+    def _across(self) -> tuple[tuple[float, float], list[float], list[str]]:
+        """Limits of x, where its words stand, and the words: every second, third, ... where they would touch."""
+        chart = self.chart
+        if chart.words:
+            limits, places, words = (-0.4, len(chart.words) - 0.6), list(map(float, range(len(chart.words)))), list(chart.words)
+        else:
+            limits = _limits(chart.x, [(line.xs, None, None) for cell in chart.cells for line in cell.lines])
+            places = chart.x.ticks(*limits, self.wide, self.look)
+            words = [number(x) for x in places]
+        needed = sum(width_of(word, self.small, self.look.family) + 0.05 for word in words)
+        every = max(1, math.ceil(needed / self.wide))
+        return limits, places, [word if place % every == 0 else "" for place, word in enumerate(words)]
 
 
 def _limits(axis: Axis, found: Sequence[tuple[Sequence[float], Sequence[float] | None, Sequence[float] | None]]

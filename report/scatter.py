@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluation.style import GREY, LIGHT, Look, drawn_in, width_of, wrapped
-from report.sheet import PAD, Axis, Dot, Mark, Sheet, number
+from report.sheet import PAD, Axis, Dot, Mark, Sheet, number, scaled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,62 +47,75 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_scatter(chart: Scatter, look: Look) -> Figure:
     """The chart as a figure; points are numbered, and the numbers' names stand under the axes."""
     with drawn_in(look):
-        return _draw(chart, look)
+        return _ScatterOn(chart, look).figure()
 
 
-def _draw(chart: Scatter, look: Look) -> Figure:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+class _ScatterOn:
+    def __init__(self, chart: Scatter, look: Look) -> None:
+        self.chart, self.look, self.small = chart, look, look.size - 0.5
+        self.sheet = Sheet(look, wide=len(chart.points) > 12)
+        self.key, self.key_height = _key(chart, look, self.sheet.width)
+        self.across = chart.x.limits([p.x.mean for p in chart.points], _ends([p.x for p in chart.points]))
+        marked = [x for mark in chart.marks for x in (mark.at, mark.low, mark.high) if x is not None]
+        self.up = chart.y.limits([*(p.y.mean for p in chart.points), *marked], _ends([p.y for p in chart.points]))
 
-    wide = len(chart.points) > 12
-    sheet, small = Sheet(look, wide), look.size - 0.5
-    sheet.tell(chart.title, look.size, "bold")
-    sheet.tell(chart.note, small)
-    for mark in chart.marks:
-        sheet.key(Patch(facecolor=mark.colour, alpha=0.25) if mark.low is not None else
-                  Line2D([], [], color=mark.colour, linestyle=mark.dashes), mark.label)
-    if chart.front:
-        sheet.key(Line2D([], [], color=GREY, linewidth=0.8), "no method has less of both")
-    low_x, high_x = chart.x.limits([p.x.mean for p in chart.points], _ends([p.x for p in chart.points]))
-    means = [p.y.mean for p in chart.points] + [x for m in chart.marks for x in (m.at, m.low, m.high) if x is not None]
-    low_y, high_y = chart.y.limits(means, _ends([p.y for p in chart.points]))
-    key, key_height = _key(chart, look, sheet.width)
-    foot = 2 * look.line + 0.12 + key_height + PAD
-    tall = max(1.9 if not wide else 3.0, 1.1 * (foot + sheet.above()))
-    figure, above = sheet.open(tall + foot)
-    total = figure.get_size_inches()[1]
-    ticks_y = chart.y.ticks(low_y, high_y, tall, look, upright=True)
-    left = PAD + look.line + 0.1 + max(width_of(number(y), small, look.family) for y in ticks_y or [0.0])
-    axes = figure.add_axes((left / sheet.width, 1 - (above + tall) / total, (sheet.width - left - PAD - 0.06) / sheet.width,
-                            tall / total))
-    for at, scale in ((axes.set_xscale, chart.x), (axes.set_yscale, chart.y)):
-        if scale.log:
-            at("log")
-    axes.set_xlim(low_x, high_x)
-    axes.set_ylim(low_y, high_y)
-    ticks_x = chart.x.ticks(low_x, high_x, sheet.width - left, look)
-    axes.set_xticks(ticks_x, [number(x) for x in ticks_x])
-    axes.set_yticks(ticks_y, [number(y) for y in ticks_y])
-    axes.minorticks_off()
-    axes.set_xlabel(chart.x.label, labelpad=2)
-    figure.text(PAD / sheet.width, 1 - (above + tall / 2) / total, chart.y.label, rotation=90, ha="left", va="center")
-    for mark in chart.marks:
-        if mark.low is not None:
-            axes.axhspan(max(mark.low, low_y), min(mark.high, high_y), facecolor=mark.colour, alpha=0.25, linewidth=0, zorder=0)
-        if mark.at is not None:
-            axes.axhline(mark.at, color=mark.colour, linestyle=mark.dashes, linewidth=0.9, zorder=1)
-    if chart.front:
-        best = [chart.points[i] for i in front([(p.x.mean, p.y.mean) for p in chart.points])]
-        axes.plot([p.x.mean for p in best], [p.y.mean for p in best], color=GREY, linewidth=0.8, zorder=1)
-    for point in chart.points:
-        _point(axes, point, (low_x, high_x), (low_y, high_y))
-    _number_points(figure, axes, chart.points, look)
-    for x, y, text, place in key:
-        top, (colour, marker) = (key_height + PAD - y) / total, chart.points[place].look
-        figure.text(x / sheet.width, top, text, fontsize=small, va="top", ha="left", linespacing=1.15)
-        figure.add_artist(Line2D([(x - 0.08) / sheet.width], [top - 0.5 * look.line / total], marker=marker, color=colour,
-                                 markersize=3.5, linestyle="", transform=figure.transFigure))
-    return figure
+    def figure(self) -> Figure:
+        chart, look, sheet = self.chart, self.look, self.sheet
+        self._head()
+        foot = 2 * look.line + 0.12 + self.key_height + PAD
+        tall = max(1.9 if sheet.width == look.width else 3.0, 1.1 * (foot + sheet.above()))
+        figure, above = sheet.open(tall + foot)
+        total = figure.get_size_inches()[1]
+        up = chart.y.ticks(*self.up, tall, look, upright=True)
+        left = PAD + look.line + 0.1 + max(width_of(number(y), self.small, look.family) for y in up or [0.0])
+        place = (left / sheet.width, 1 - (above + tall) / total, (sheet.width - left - PAD - 0.06) / sheet.width, tall / total)
+        axes = figure.add_axes(place)
+        scaled(axes, chart.x, chart.y, self.across, self.up)
+        across = chart.x.ticks(*self.across, sheet.width - left, look)
+        axes.set_xticks(across, [number(x) for x in across])
+        axes.set_yticks(up, [number(y) for y in up])
+        axes.minorticks_off()
+        axes.set_xlabel(chart.x.label, labelpad=2)
+        figure.text(PAD / sheet.width, 1 - (above + tall / 2) / total, chart.y.label, rotation=90, ha="left", va="center")
+        self._inside(axes)
+        _number_points(figure, axes, chart.points, look)
+        self._names(figure, total)
+        return figure
+
+    def _head(self) -> None:
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
+        self.sheet.tell(self.chart.title, self.look.size, "bold")
+        self.sheet.tell(self.chart.note, self.small)
+        for mark in self.chart.marks:
+            self.sheet.key(Patch(facecolor=mark.colour, alpha=0.25) if mark.low is not None else
+                           Line2D([], [], color=mark.colour, linestyle=mark.dashes), mark.label)
+        if self.chart.front:
+            self.sheet.key(Line2D([], [], color=GREY, linewidth=0.8), "no method has less of both")
+
+    def _inside(self, axes: Any) -> None:
+        low, high = self.up
+        for mark in self.chart.marks:
+            if mark.low is not None:
+                axes.axhspan(max(mark.low, low), min(mark.high, high), facecolor=mark.colour, alpha=0.25, linewidth=0, zorder=0)
+            if mark.at is not None:
+                axes.axhline(mark.at, color=mark.colour, linestyle=mark.dashes, linewidth=0.9, zorder=1)
+        if self.chart.front:
+            best = [self.chart.points[i] for i in front([(p.x.mean, p.y.mean) for p in self.chart.points])]
+            axes.plot([p.x.mean for p in best], [p.y.mean for p in best], color=GREY, linewidth=0.8, zorder=1)
+        for point in self.chart.points:
+            _point(axes, point, self.across, self.up)
+
+    def _names(self, figure: Figure, total: float) -> None:
+        """The key under the axes: sign, number and name of every point."""
+        from matplotlib.lines import Line2D
+
+        for x, y, text, place in self.key:
+            top, (colour, marker) = (self.key_height + PAD - y) / total, self.chart.points[place].look
+            figure.text(x / self.sheet.width, top, text, fontsize=self.small, va="top", ha="left", linespacing=1.15)
+            figure.add_artist(Line2D([(x - 0.08) / self.sheet.width], [top - 0.5 * self.look.line / total], marker=marker,
+                                     color=colour, markersize=3.5, linestyle="", transform=figure.transFigure))
 
 
 def _ends(dots: Sequence[Dot]) -> list[float]:

@@ -142,6 +142,16 @@ class Sheet:
         return figure, above
 
 
+def scaled(axes: Any, x: Axis, y: Axis, across: tuple[float, float], up: tuple[float, float]) -> None:
+    """Scales and limits of both axes."""
+    if x.log:
+        axes.set_xscale("log")
+    if y.log:
+        axes.set_yscale("log")
+    axes.set_xlim(*across)
+    axes.set_ylim(*up)
+
+
 def _place(figure: Figure, handle: Any, across: tuple[float, float], middle: float, height: float) -> None:
     """A key's sign before its text: a patch, a line, or a marker alone in the middle; in shares of the figure."""
     from matplotlib.lines import Line2D
