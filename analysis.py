@@ -5,14 +5,14 @@ python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by t
 """
 
 import arg_parser
-from evaluation import bygroup, bysparsity, contrasts, plots, report, scores
+from report import bygroup, bysparsity, contrasts, output, plots, scores
 from utils import say
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
-    say(report.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
+    say(output.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
 
 
 if __name__ == "__main__":

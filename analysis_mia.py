@@ -5,14 +5,14 @@ python analysis_mia.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans 
 """
 
 import arg_parser
-from evaluation import bygroup, bysparsity, contrasts, plots, report
+from report import bygroup, bysparsity, contrasts, output, plots
 from utils import say
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
     more = [bygroup.mia_tables, bysparsity.mia_tables]
-    say(report.write(args.cfg, contrasts.MIA, plots.mia_figures, more))
+    say(output.write(args.cfg, contrasts.MIA, plots.mia_figures, more))
 
 
 if __name__ == "__main__":

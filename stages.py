@@ -13,10 +13,10 @@ import trainer
 import unlearn
 from attack.backdoor import PlantConfig, TrojanConfig
 from evaluation.accuracy import EvaluationConfig
-from evaluation.pairs import AnalysisConfig, FilterConfig
 from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
 from pruner.plan import PruneConfig, SynFlowConfig
+from report.pairs import AnalysisConfig, FilterConfig
 from unlearn.plan import PlanConfig
 from unlearn.saliency import CleanseMaskConfig, SaliencyConfig
 from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp, say, shown

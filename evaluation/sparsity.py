@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evaluation.plots import BLUE, GREY
+from evaluation.style import BLUE, GREY
 from pruner.magnitude import prunable
 from utils import Mask, Run
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset import Data
-from evaluation.plots import BLUE, GREEN, GREY, ORANGE, RED
+from evaluation.style import BLUE, GREEN, GREY, ORANGE, RED
 from groups import LEVELS
 from memorization.proxies import spearman
 from sources.scores import POLARITY

@@ -11,39 +11,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from report.table import Table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "page.html"
 WIDE = 5.0  # inches from which a figure takes the whole width of the page
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What is read, and the number that a table is sorted by."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """cells; run: id of the group of runs behind the row; anchor: whether the others are compared with it."""
-
-    cells: tuple[Cell, ...]
-    run: str = ""
-    anchor: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """about: head -> what it means."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import shell
 
 from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
-from evaluation.pairs import AnalysisConfig, gather
-from evaluation.rows import Row, rows
+from report.pairs import AnalysisConfig, gather
+from report.rows import Row, rows
 from utils import BadInput, files_of, read_record
 
 SEEDS = (3, 5, 8)

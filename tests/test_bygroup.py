@@ -15,10 +15,11 @@ import torch
 from grouped import KINDS, SEEDS, equals, grouped, levels_and_plans, planned, share_tow
 from pretended import change, copied, notes_of, pretend, row_of, table_of
 
-from evaluation import bygroup, mia, report
+from evaluation import mia
 from evaluation.accuracy import load_outputs
-from evaluation.rows import FLOOR
 from groups import LEVELS
+from report import bygroup, output
+from report.rows import FLOOR
 from utils import BadInput, read_record
 
 
@@ -47,7 +48,7 @@ def test_groups_by_a_proxy_are_averaged_over_seeds(bench: Path) -> None:
     """Other images for each seed, the same request: one row, with the mean over both seeds."""
     table = table_of(bench, mem="high")
     assert [row.method for row in table] == ["retrain", "FT", "NG"]  # no floor: every seed forgets other images
-    assert "every seed forgets other examples" in report.markdown(table, report.TOW_COLUMNS)
+    assert "every seed forgets other examples" in output.markdown(table, output.TOW_COLUMNS)
     assert len({row.setting for row in table}) == 1 and "forget 24 images (high by confidence), " in table[0].setting
     row = row_of(table, "FT")
     assert row.seeds == list(SEEDS)
@@ -241,8 +242,8 @@ def test_only_refining_plans_pay_for_scores(bench: Path) -> None:
     numbers = row_of(table, "RUM^F NG").numbers
     assert equals(numbers["seconds_scores"], [7.5 + seed for seed in SEEDS], top=math.inf)
     assert equals(numbers["seconds_total"], [1.25 + 7.5 + 2 * seed for seed in SEEDS], top=math.inf)
-    assert "seconds_total" in report.markdown(table, report.TOW_COLUMNS)
-    assert "seconds_total" not in report.markdown(table_of(bench, mem="low"), report.TOW_COLUMNS)
+    assert "seconds_total" in output.markdown(table, output.TOW_COLUMNS)
+    assert "seconds_total" not in output.markdown(table_of(bench, mem="low"), output.TOW_COLUMNS)
 
 
 def test_real_plan_agrees_with_its_own_record(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import shell
 from grouped import csv_lines, equals, share_tow
 from pretended import change, of_csv, pretend, table_of
 
-from evaluation import bygroup, bysparsity, contrasts, plots, report
-from evaluation.pairs import AnalysisConfig
-from evaluation.rows import FLOOR, Row
+from report import bygroup, bysparsity, contrasts, output, plots
+from report.pairs import AnalysisConfig
+from report.rows import FLOOR, Row
 from utils import read_record
 
 SEEDS = (3, 5)
@@ -95,7 +95,7 @@ def test_cells_are_means_over_seeds_at_their_sparsity(name: str, table: list[Row
 def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, bench: Path, tmp_path: Path) -> None:
     """A row a method and sparsity with all measures; the first once more with the sparsities side by side."""
     make = bysparsity.tow_tables if study is bysparsity.TOW else bysparsity.mia_tables
-    text = report.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {},
+    text = output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {},
                         [make])
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"} | {
         f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "png") if (stem, end) != ("tow", "png")}

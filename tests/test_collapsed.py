@@ -19,11 +19,12 @@ from conftest import make_data, quiet_runtime, tiny_net
 from pretended import table_of
 from torch import nn
 
-from evaluation import accuracy, bygroup, bysparsity, plots
+from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
-from evaluation.pairs import AnalysisConfig
-from evaluation.rows import FLOOR
 from evaluation.statistics import Number
+from report import bygroup, bysparsity, plots
+from report.pairs import AnalysisConfig
+from report.rows import FLOOR
 from unlearn import METHODS
 from utils import Run, RunConfig, Saved, find_runs
 

@@ -15,11 +15,11 @@ from grouped import csv_lines, grouped
 from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, pretend, row_of, table_of
 from scipy import stats
 
-from evaluation import contrasts, notes, plots, report
-from evaluation.pairs import AnalysisConfig
-from evaluation.requests import over_requests
-from evaluation.rows import FLOOR, Row
 from evaluation.statistics import Number
+from report import contrasts, notes, output, plots
+from report.pairs import AnalysisConfig
+from report.requests import over_requests
+from report.rows import FLOOR, Row
 from utils import BadInput, read_record
 
 LIKE_RETRAIN = (3.0, 1.0, 1.2, 1.2)
@@ -36,7 +36,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def analysed(root: Path, out: Path, study: contrasts.Study = contrasts.TOW, **flags: Any) -> str:
     """What the analysis says, without its figures."""
-    return report.write(AnalysisConfig(save_dir=str(root), out=str(out), **flags), study, lambda rows, note: {})
+    return output.write(AnalysisConfig(save_dir=str(root), out=str(out), **flags), study, lambda rows, note: {})
 
 
 def found(root: Path, measure: str, against: str, **flags: Any) -> dict[str, contrasts.Contrast]:
@@ -100,8 +100,8 @@ def test_equivalence_is_not_claimed_below_the_floor(bench: Path, tmp_path: Path)
     assert floor == pytest.approx(np.mean([abs(a - b) for a, b in itertools.combinations(tests, 2)]))
     below, above = (found(root, "test", "retrain", delta=share * floor)["FT"] for share in (0.5, 1.5))
     assert (below.p_tost, below.verdict) == (0.0, "undecided") and (above.p_tost, above.verdict) == (0.0, "equivalent")
-    text = report.markdown(table_of(root), report.TOW_COLUMNS, lambda part: contrasts.texts(
-        part, contrasts.TOW, AnalysisConfig(delta=0.5 * floor), report.grid))
+    text = output.markdown(table_of(root), output.TOW_COLUMNS, lambda part: contrasts.texts(
+        part, contrasts.TOW, AnalysisConfig(delta=0.5 * floor), output.grid))
     assert f"test {floor:.2f}" in text and "equivalence cannot be shown" in " ".join(text.split())
 
 
@@ -127,11 +127,11 @@ def test_a_mean_over_other_seeds_is_marked_and_never_the_best(bench: Path, tmp_p
     change(root / "forget" / f"{best}-8", status="running")
     table = table_of(root)
     assert contrasts.best_of(table, "ToW").method != best
-    text = report.markdown(table, report.TOW_COLUMNS)
+    text = output.markdown(table, output.TOW_COLUMNS)
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")}
     assert rows[best] == "2*" and rows["retrain"] == "3"
     assert f"* means over other seeds than retrain's, not to be compared with the rest: {best}: 3 5." in " ".join(text.split())
-    assert "*" not in report.markdown(table_of(bench), report.TOW_COLUMNS)
+    assert "*" not in output.markdown(table_of(bench), output.TOW_COLUMNS)
     there = found(root, "test", "retrain")[best]
     assert there.units == (3, 5) and there.found.n == 2
 
@@ -222,7 +222,7 @@ def test_a_best_method_that_is_equivalent_to_doing_nothing_is_not_called_so(benc
 # ------------------------------------------------------------------------------------------------------------------- notes
 
 
-def told(table: list[Row], aucs: dict[str, float], columns: tuple[str, ...] = report.MIA_COLUMNS) -> str:
+def told(table: list[Row], aucs: dict[str, float], columns: tuple[str, ...] = output.MIA_COLUMNS) -> str:
     for row in table:
         if row.method in aucs:
             row.numbers["AUC_forget"] = Number(aucs[row.method], None, 3)
@@ -268,7 +268,7 @@ def test_a_table_says_what_its_means_are_over_and_what_images_alone_change(bench
     assert "means over training seeds, for this forget set alone" in said and "on the logit scale" in said
     images = row_of(table, "retrain").images
     assert f"forget {images['forget']:.2f}, test {images['test']:.2f}, MIA {images['MIA']:.2f} points" in said
-    assert "published one" in told(table, {}, report.TOW_COLUMNS) and "published one" not in said
+    assert "published one" in told(table, {}, output.TOW_COLUMNS) and "published one" not in said
 
 
 # --------------------------------------------------------------------------------------------------------------- requests

@@ -10,9 +10,9 @@ import shell
 from scipy.stats import spearmanr
 
 import trainer
-from evaluation import scores
-from evaluation.pairs import AnalysisConfig
 from memorization import SCORES
+from report import scores
+from report.pairs import AnalysisConfig
 from utils import find_runs
 
 POOL = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--subset", "half", "--recipe", "fast",

@@ -6,14 +6,15 @@ import re
 
 from test_layout import dots
 
-from report.page import Cell, Made, Page, Row, Runs, Section, Table, picture, render
+from report.page import Made, Page, Runs, Section, picture, render
+from report.table import Cell, Line, Table
 
 NAME = 'plan <b>"low"</b> & more'
 
 
 def page() -> str:
-    rows = (Row((Cell("retrain"), Cell("1.000", 1.0)), "r1", anchor=True),
-            Row((Cell(NAME), Cell("0.912 [0.8, 1.0]", 0.912)), "r2"))
+    rows = (Line((Cell("retrain"), Cell("1.000", 1.0)), "r1", anchor=True),
+            Line((Cell(NAME), Cell("0.912 [0.8, 1.0]", 0.912)), "r2"))
     table = Table("ToW", ("method", "ToW"), rows, ("note: one seed",), {"ToW": "1 = like retrain"})
     figures = (picture(dots(3, 20, 3), "n = 3 & more"), picture(dots(4, 20, 3), "another"))
     runs = (Runs("r1", "retrain", (Made("runs/a", "python main_forget.py --unlearn retrain"),)),

@@ -14,8 +14,8 @@ from pretended import LEANS, SEEDS, pretend
 from recomputed import Table, csv_number, interval, step_down
 from scipy import stats
 
-from evaluation import contrasts, report
-from evaluation.pairs import AnalysisConfig
+from report import contrasts, output
+from report.pairs import AnalysisConfig
 
 Written = tuple[contrasts.Study, Path]
 FLOOR = "retrain vs retrain"
@@ -44,7 +44,7 @@ def table(bench: Path) -> Table:
 def written(request: pytest.FixtureRequest, bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """An analysis, and the folder of its files."""
     out = tmp_path_factory.mktemp("out")
-    report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), request.param, lambda rows, note: {})
+    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), request.param, lambda rows, note: {})
     return request.param, out
 
 

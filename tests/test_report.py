@@ -28,11 +28,12 @@ from pretended import (
 )
 from recomputed import interval
 
-from evaluation import accuracy, contrasts, plots, report
-from evaluation.measures import measures
-from evaluation.pairs import AnalysisConfig
-from evaluation.rows import FLOOR
+from evaluation import accuracy
 from evaluation.statistics import Number
+from report import contrasts, output, plots
+from report.measures import measures
+from report.pairs import AnalysisConfig
+from report.rows import FLOOR
 from utils import BadInput, find_runs, read_record
 
 
@@ -133,19 +134,19 @@ def test_one_seed_shows_no_interval_and_no_floor(bench: Path) -> None:
     for row in table:
         assert row.seeds == [5] and all(ends is None and count == 1 for _, ends, count in row.numbers.values())
     assert row_of(table, "NG").numbers["ToW"][0] == pytest.approx(tow(bench, "NG", 5))
-    text = report.markdown(table, report.TOW_COLUMNS)
+    text = output.markdown(table, output.TOW_COLUMNS)
     assert "±" not in text and "[" not in text and "| NG      | 1 |" in text
-    assert "[" in report.markdown(table_of(bench, seed=(3, 5)), report.TOW_COLUMNS)
+    assert "[" in output.markdown(table_of(bench, seed=(3, 5)), output.TOW_COLUMNS)
 
 
 def test_cells_round_and_show_what_there_is() -> None:
     """The ends of an interval to two digits of its width, at most as many as the mean has."""
-    assert report.cell(Number(12.3456, (11.55, 13.162), 3)) == "12.35 [11.6, 13.2]"
-    assert report.cell(Number(12.3456, (2.1, 22.6), 3)) == "12.35 [2, 23]"
-    assert report.cell(Number(0.98765, (0.97321, 0.99412), 3), 3) == "0.988 [0.973, 0.994]"
-    assert report.cell(Number(100.0, (100.0, 100.0), 3)) == "100.00 ±0"
-    assert report.cell(Number(0.98765, (0.97321, 0.99412), 3), 3, floor=True) == "0.988 (0.973..0.994)"
-    assert report.cell(Number(12.3456, None, 1)) == "12.35" and report.cell(None) == "-"
+    assert output.cell(Number(12.3456, (11.55, 13.162), 3)) == "12.35 [11.6, 13.2]"
+    assert output.cell(Number(12.3456, (2.1, 22.6), 3)) == "12.35 [2, 23]"
+    assert output.cell(Number(0.98765, (0.97321, 0.99412), 3), 3) == "0.988 [0.973, 0.994]"
+    assert output.cell(Number(100.0, (100.0, 100.0), 3)) == "100.00 ±0"
+    assert output.cell(Number(0.98765, (0.97321, 0.99412), 3), 3, floor=True) == "0.988 (0.973..0.994)"
+    assert output.cell(Number(12.3456, None, 1)) == "12.35" and output.cell(None) == "-"
 
 
 def test_filters_choose_methods_seeds_and_sizes(bench: Path) -> None:
@@ -282,7 +283,7 @@ def test_runs_that_did_not_finish_are_counted_below_the_table(status: str, bench
     told = notes_of(root, unlearn=("NG", "raw"), seed=(8,))
     assert "1 run that the filters take did not finish and is in no table" in told and f"NG-8 ({status})" in told
     assert "did not finish" not in notes_of(root, unlearn=("raw",), seed=(5,))
-    text = report.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
+    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
     assert all(line in text for line in notes_of(root).splitlines())
 
 
@@ -325,7 +326,7 @@ def test_hyper_parameters_and_forget_sets_make_rows_of_their_own(bench: Path, li
     assert few == ["retrain", "NG", FLOOR] and many[:3] == ["retrain", "raw", "FT"] and many[-1] == FLOOR
     assert sorted(many[3:-1]) == ["NG (alpha=0.8)", "NG (alpha=0.95)"]
     assert all(row.seeds == list(SEEDS) for row in table)
-    text = report.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
+    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures)
     assert {path.name for path in (root / "analysis").glob("tow*")} >= {"tow.csv", "tow.md"}
     keys = {row.setting.rpartition(", ")[2] for row in table}
     assert {path.name for path in (root / "analysis").glob("tow-*.png")} == {f"tow-{key}.png" for key in keys}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, outputs_of, table_of
 
-from evaluation import contrasts, plots, report
-from evaluation.pairs import AnalysisConfig
-from evaluation.rows import FLOOR, Row
+from report import contrasts, output, plots
+from report.pairs import AnalysisConfig
+from report.rows import FLOOR, Row
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def read_csv(path: Path) -> dict[str, dict[str, str]]:
 def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], dict[str, dict[str, str]]]:
     """The rows of the bench, and their CSV as it lies on the disk."""
     out = tmp_path_factory.mktemp("out")
-    report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW, plots.tow_figures)
+    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW, plots.tow_figures)
     return table_of(bench), read_csv(out / "tow.csv")
 
 

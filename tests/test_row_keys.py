@@ -12,9 +12,9 @@ import shell
 from grouped import grouped, planned
 from pretended import change, notes_of, pretend, refused, row_of, table_of
 
-from evaluation import report
-from evaluation.rows import FLOOR, _variant
-from evaluation.settings import by_split, departures, pairing
+from report import output
+from report.rows import FLOOR, _variant
+from report.settings import by_split, departures, pairing
 from stages import STAGES
 from unlearn import METHODS
 from utils import Saved, read_record
@@ -233,10 +233,10 @@ def test_versions_that_differ_inside_a_row_are_said(library: Path, tmp_path: Pat
     for seed in SEEDS:
         for method in ("retrain", "FT", "NG"):
             change(pretend(library, tmp_path, method, seed), commit="a" * 40, torch="2.1")
-    assert "versions differ" not in report.markdown(table_of(tmp_path), report.TOW_COLUMNS)
+    assert "versions differ" not in output.markdown(table_of(tmp_path), output.TOW_COLUMNS)
     change(tmp_path / "forget" / "FT-5", commit="b" * 40)
     change(tmp_path / "forget" / "NG-5", torch="2.2")
-    text = report.markdown(table_of(tmp_path), report.TOW_COLUMNS)
+    text = output.markdown(table_of(tmp_path), output.TOW_COLUMNS)
     assert "note: versions differ inside a row: FT (commit aaaaaaa, bbbbbbb), NG (torch 2.1, 2.2)." in text
 
 

@@ -10,11 +10,11 @@ import pytest
 from grouped import KINDS, SEEDS, SIZE, csv_lines, equals, grouped, levels_and_plans, share_tow
 from pretended import change, copied, of_csv, pretend, row_of, table_of
 
-from evaluation import bygroup, contrasts, plots, report
-from evaluation.pairs import AnalysisConfig
-from evaluation.rows import FLOOR
 from evaluation.statistics import Number
 from groups import LEVELS
+from report import bygroup, contrasts, output, plots
+from report.pairs import AnalysisConfig
+from report.rows import FLOOR
 from utils import read_record
 
 
@@ -30,7 +30,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of analysis.py's files, and what it says."""
     out = tmp_path_factory.mktemp("out")
-    text = report.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW,
+    text = output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW,
                         lambda rows, note: {"tow": plots.bars(rows, "ToW", "title")}, [bygroup.tow_tables])
     return out, text
 
@@ -103,7 +103,7 @@ def test_tables_beside_the_main_one_are_shown_after_it(written: tuple[Path, str]
     assert (out / "rum.md").read_text() in text and (out / "tow_by_group.md").read_text() in text
     (line,) = csv_lines(out / "rum.csv")[:1]
     number = Number(*of_csv(line, "entropy"), 2)
-    assert number.ends and f"{report.cell(number, 3)}, n=2" in text
+    assert number.ends and f"{output.cell(number, 3)}, n=2" in text
 
 
 def test_no_groups_and_no_plans_make_no_more_tables(library: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from grouped import SEEDS, equals, grouped
 from pretended import change, pretend, table_of
 from scipy import stats
 
-from evaluation import scores
-from evaluation.pairs import AnalysisConfig
+from report import scores
+from report.pairs import AnalysisConfig
 from utils import read_record
 
 

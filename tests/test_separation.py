@@ -14,10 +14,11 @@ from pretended import LEANS, SEEDS, copied, four_methods, outputs_of, pretend, r
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from evaluation import accuracy, report, rules, separation
+from evaluation import accuracy, rules, separation
 from evaluation.accuracy import EvaluationConfig
 from evaluation.mia import FEATURES, Outputs, features, margin
-from evaluation.rows import FLOOR
+from report import output
+from report.rows import FLOOR
 from utils import read_record
 
 ONE_DIMENSIONAL = FEATURES[:4]
@@ -209,14 +210,14 @@ def test_no_floor_of_margins_over_other_forget_sets(bench: Path, tmp_path: Path)
 
 def test_a_rate_that_cannot_be_known_is_a_dash_with_its_reason(bench: Path) -> None:
     table = table_of(bench)
-    lines = report.markdown(table, report.MIA_COLUMNS).splitlines()
+    lines = output.markdown(table, output.MIA_COLUMNS).splitlines()
     head, first = ([cell.strip() for cell in line.split("|")] for line in (lines[2], lines[4]))
     for name, needed in (("TPR@1%", "1,000"), ("TPR@0.1%", "10,000")):
         assert first[head.index(name)] == "-"
         assert f"note: there is no {name}: it needs {needed} test images of the forget set's classes, has 60." in lines
         assert not any(name in row.numbers for row in table)
     assert {"AUC_forget", "AUC_difference", "KS_forget"} <= set(head)
-    assert "TPR" not in report.markdown(table, report.TOW_COLUMNS)
+    assert "TPR" not in output.markdown(table, output.TOW_COLUMNS)
 
 
 def test_records_of_an_older_form_are_evaluated_anew(library: Path, tmp_path: Path) -> None:

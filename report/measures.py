@@ -11,7 +11,7 @@ import torch
 
 from evaluation import accuracy, separation, statistics, tow
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.pairs import Pair, needs_scores
+from report.pairs import Pair, needs_scores
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 

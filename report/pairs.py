@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.accuracy import EvaluationConfig, metrics_of
-from evaluation.settings import Setting, departures, pairing, places, told_apart
 from groups import LEVELS
 from models import whereabouts
+from report.settings import Setting, departures, pairing, places, told_apart
 from sources.scores import PROXIES
 from utils import BadInput, Saved, flag_words, hp, read_arrays, survey
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.accuracy import load_outputs, remaining
-from evaluation.report import Pivot, costs_scores
-from evaluation.rows import FLOOR, Row
 from evaluation.statistics import Number
 from groups import LEVELS
+from report.output import Pivot, costs_scores
+from report.rows import FLOOR, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from evaluation import separation
-from evaluation.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, same_forget_set
+from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, same_forget_set
 
 WEAK = 60.0  # AUC in % (or 100 less it) under which confidence hardly tells the forget set from test images
 NAMED = 3  # rows that are named where many are meant

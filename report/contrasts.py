@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from evaluation import statistics, tow
-from evaluation.measures import shares
-from evaluation.notes import note
-from evaluation.pairs import FilterConfig, Pair
-from evaluation.rows import FLOOR, MEAN_GAP, Row, same_forget_set
 from evaluation.statistics import DIFFERENT, EQUIVALENT, UNDECIDED, WITHIN, Paired
+from report.measures import shares
+from report.notes import note
+from report.pairs import FilterConfig, Pair
+from report.rows import FLOOR, MEAN_GAP, Row, same_forget_set
 
 RETRAIN, NOTHING = "retrain", "retrain vs retrain"
 Grid = Callable[[list[list[str]]], list[str]]

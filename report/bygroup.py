@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from evaluation import plots
-from evaluation.notes import BROKEN
-from evaluation.pairs import FilterConfig, is_plan, needs_scores
-from evaluation.report import Extra, Pivot, cell, digits_of, grid
-from evaluation.rows import FLOOR, Row, labels_of
-from evaluation.settings import Setting
 from groups import LEVELS
+from report import plots
+from report.notes import BROKEN
+from report.output import Extra, Pivot, cell, digits_of, grid
+from report.pairs import FilterConfig, is_plan, needs_scores
+from report.rows import FLOOR, Row, labels_of
+from report.settings import Setting
 from utils import digest_of
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from evaluation import statistics
-from evaluation.measures import domain_of
-from evaluation.rows import FLOOR, GAP_MEANS, Row, labels_of
 from evaluation.statistics import Number
+from report.measures import domain_of
+from report.rows import FLOOR, GAP_MEANS, Row, labels_of
 
 
 def over_requests(table: list[Row]) -> list[Row]:

@@ -9,14 +9,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation import contrasts, separation
-from evaluation.contrasts import Study
-from evaluation.notes import note, notes_of
-from evaluation.pairs import FilterConfig, gather
-from evaluation.requests import over_requests, spread
-from evaluation.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, rows
+from evaluation import separation
 from evaluation.statistics import Number
 from groups import LEVELS
+from report import contrasts
+from report.contrasts import Study
+from report.notes import note, notes_of
+from report.pairs import FilterConfig, gather
+from report.requests import over_requests, spread
+from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, rows
 from utils import BadInput, write_atomic
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 
 from evaluation import statistics, tow
 from evaluation.accuracy import load_outputs
-from evaluation.measures import domain_of, images_error, margin_distance, measures, shares
-from evaluation.pairs import Pair, is_plan, name_of, needs_scores
-from evaluation.settings import Setting
 from evaluation.statistics import Number
+from report.measures import domain_of, images_error, margin_distance, measures, shares
+from report.pairs import Pair, is_plan, name_of, needs_scores
+from report.settings import Setting
 from utils import BadInput, Saved
 
 FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart

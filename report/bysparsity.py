@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from evaluation import bygroup, plots
-from evaluation.bygroup import Cells, files_of, fill, pivot_of
-from evaluation.notes import BROKEN
-from evaluation.pairs import FilterConfig
-from evaluation.report import AGAINST_RETRAIN, Extra, Pivot, cell, digits_of, grid
-from evaluation.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
-from evaluation.settings import network_of, pruned_share
+from report import bygroup, plots
+from report.bygroup import Cells, files_of, fill, pivot_of
+from report.notes import BROKEN
+from report.output import AGAINST_RETRAIN, Extra, Pivot, cell, digits_of, grid
+from report.pairs import FilterConfig
+from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
+from report.settings import network_of, pruned_share
 from utils import digest_of
 
 

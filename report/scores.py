@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation import statistics
-from evaluation.pairs import AnalysisConfig
-from evaluation.report import Extra, cell, grid
-from evaluation.rows import Row, labels_of
 from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
+from report.output import Extra, cell, grid
+from report.pairs import AnalysisConfig
+from report.rows import Row, labels_of
 from sources.scores import POLARITY, RECORDED, read_scores
 from utils import BadInput, Saved, find_runs, read_arrays, run_of
 
