@@ -80,7 +80,7 @@ class Images:
 
     def __init__(self, x: np.ndarray, y: np.ndarray, source: sources.Source, rt: Runtime) -> None:
         self.device = rt.device
-        self.pad, self.flip = source.pad, source.flip
+        self.pad, self.flip, self.tally = source.pad, source.flip, rt.tally
         resident = not rt.cuda or x.nbytes * 4.5 < torch.cuda.mem_get_info(rt.device)[0] * 0.6
         self.home = rt.device if resident else torch.device("cpu")
         self.x, self.y = torch.from_numpy(x).to(self.home), torch.from_numpy(y).to(self.home)
@@ -153,7 +153,10 @@ class Loader:
         return Loader(self.images, index, labels, self.batch_size, self.shuffle, self.augment)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches() if self.images.home == self.images.device else ahead(self._from_host())
+        resident = self.images.home == self.images.device
+        for batch in self._batches() if resident else ahead(self._from_host()):
+            self.images.tally.images += len(batch.index)
+            yield batch
 
     def _batches(self) -> Iterator[Batch]:
         index, labels = self.index, self.labels

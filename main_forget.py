@@ -10,7 +10,7 @@ import models
 import prune
 from evaluation import accuracy
 from pruner.mask import both
-from unlearn.saliency import find_mask
+from unlearn.saliency import Cost, find_mask
 from utils import Run, Runtime, say
 
 
@@ -19,9 +19,9 @@ def forget(args):
     rt, method = Runtime(args.rt), args.entry
     data = dataset.load(args.data, rt, args.forget, args.original.record.get("data_key"))
     model, pruned, loaded = models.load_original(args.original, args.model, data, rt)
-    salient, identity, mask_seconds = None, args.identity, 0.0
+    salient, identity, cost = None, args.identity, Cost()
     if args.mask.path is not None:
-        salient, facts, mask_seconds = find_mask(args.mask.path, model, data, identity["parent"]["sha256"])
+        salient, facts, cost = find_mask(args.mask.path, model, data, identity["parent"]["sha256"])
         identity = identity | {"mask": facts}
     with Run(args.run, "forget", args.label, args.settings, **identity, **data.splits.keys()) as run:
         if run.done:
@@ -29,7 +29,7 @@ def forget(args):
         else:
             accuracy.check(data, args.evaluation)
             run.result(original=accuracy.standing(args.original, loaded, model, data, rt))
-            run.seconds["mask"] = mask_seconds
+            run.seconds["mask"], run.read["mask"] = cost
             if args.mask.own_pruning:
                 model, pruned = prune.again(args, data, rt, run)
             else:

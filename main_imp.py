@@ -26,6 +26,7 @@ def main(args):
             rounds = Rounds(plan, args.cfg, args, data, rt, rewind_pth=args.prune.rewind_pth)
             model, mask = rounds.follow()
             run.seconds.update(rounds.seconds)
+            run.read.update(rounds.read)
             sparsity.report(run, model, mask)
             models.save(run, model, mask)
             run.result(rounds=rounds.rows, metrics=rounds.rows[-1]["metrics"], **rt.facts())

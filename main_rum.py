@@ -33,6 +33,7 @@ def main(args):
                 chain.follow(todo, request, rt)
                 model, pruned = chain.model(request.data, rt)
                 run.seconds.update(chain.seconds)
+                run.read.update(chain.read)
                 run.result(**chain.outcome())
                 accuracy.evaluate(model, request.data, rt, run, args.evaluation)
                 models.save(run, model, pruned)

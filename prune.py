@@ -57,6 +57,7 @@ class Rounds:
     purpose: str = "train"
     rewind_pth: str | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    read: dict[str, int] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def follow(self) -> tuple[nn.Module, Mask | None]:
@@ -76,8 +77,9 @@ class Rounds:
             say(f"training {number + 1} of {len(self.plan.shares)}: {run.summary()}  {accuracy.line(run.values['metrics'])}")
             runs.append(run)
             self.rows.append({"run": str(run.folder), **{k: run.values[k] for k in ("metrics", "remaining")}})
-            spent = run.values.get("seconds") or run.seconds
-            self.seconds = {name: self.seconds.get(name, 0.0) + spent.get(name, 0.0) for name in ("train", "prune")}
+            seconds, read = run.spent()
+            self.seconds = {name: self.seconds.get(name, 0.0) + seconds.get(name, 0.0) for name in ("train", "prune")}
+            self.read = {name: self.read.get(name, 0) + read.get(name, 0) for name in ("train", "prune")}
         return models.load(runs[-1].folder / "model.pt", self.args.model, self.data, self.rt)
 
     def _open(self, number: int, runs: list[Run]) -> Run:
@@ -184,6 +186,6 @@ def again(args: SimpleNamespace, data: Data, rt: Runtime, run: Run) -> tuple[nn.
     plan = Plan.of_record(args.original.record, train.epochs, train.schedule)
     rounds = Rounds(plan, train, args, data, rt, part="retain", purpose="retrain")
     found = rounds.follow()
-    run.seconds["unlearn"] = sum(rounds.seconds.values())
+    run.seconds["unlearn"], run.read["unlearn"] = sum(rounds.seconds.values()), sum(rounds.read.values())
     run.result(rounds=rounds.rows)
     return found

@@ -60,6 +60,12 @@ METRICS = {
                        "them added to the original's training; 0 for methods that need none. That the forget set itself was "
                        "chosen by scores does not count: it is the request, whichever method serves it"),
     "seconds_total": ("s", "low", "seconds + seconds_scores"),
+    "speed_up": ("times", "high", "retrain's seconds over those of the method and its mask, where both ran on one kind of "
+                 "device; of raw there is none"),
+    "images_read": ("%", "low", "images in the batches of the method and of its mask, each as often as it is read, in percent "
+                    "of those that retrain reads: a cost that no machine changes"),
+    "ToW_val": ("0 to 1", "1", "ToW with the validation split in place of the test set: no test image enters, so that "
+                "settings may be chosen by it (`--best`)"),
 }
 
 

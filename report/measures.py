@@ -11,14 +11,14 @@ import torch
 
 from evaluation import accuracy, separation, statistics, tow
 from evaluation.accuracy import load_outputs, remaining
-from report.pairs import Pair, needs_scores
+from report.pairs import Pair, name_of, needs_scores
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 
 
 def domain_of(name: str) -> statistics.Domain:
     """Least and largest value that a measure can have."""
-    if name.startswith("seconds"):
+    if name.startswith(("seconds", "speed_up", "images_read")):  # more images than retrain reads is possible
         return 0.0, math.inf
     if name == "AUC_difference":
         return -100.0, 100.0
@@ -40,6 +40,8 @@ def measures(pair: Pair) -> dict[str, float]:
     numbers |= {f"AUC_{feature}": value for feature, value in own["mia"]["auc"].items()}
     numbers |= apart(pair)
     numbers["ToW"] = tow.tow(shares(own), shares(ref))
+    if own.get("val") is not None and ref.get("val") is not None:
+        numbers["ToW_val"] = tow.tow(shares(own) | {"test": own["val"] / 100}, shares(ref) | {"test": ref["val"] / 100})
     if own["MIA"] is not None and ref["MIA"] is not None:
         numbers["ToW-MIA"] = tow.tow_mia(shares(own), shares(ref))
         numbers["Avg. gap"] = tow.average_gap(own, ref)
@@ -55,7 +57,20 @@ def measures(pair: Pair) -> dict[str, float]:
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
     numbers["seconds_scores"] = scores["seconds"] if needs_scores(pair.run) else 0.0
     numbers["seconds_total"] = numbers["seconds"] + numbers["seconds_scores"]
-    return numbers | by_group(pair, ours)
+    return numbers | cost(pair) | by_group(pair, ours)
+
+
+def cost(pair: Pair) -> dict[str, float]:
+    """speed_up: retrain's seconds over the run's; images_read: by the method and its mask, in percent of retrain's."""
+    found = {}
+    own, ref = (sum(run.record["seconds"].get(name, 0.0) for name in ("unlearn", "mask")) for run in (pair.run, pair.retrain))
+    alike = pair.run.record.get("device") == pair.retrain.record.get("device")
+    if own > 0 and ref > 0 and alike and name_of(pair.run) != "raw":  # which does nothing, and takes the time to say so
+        found["speed_up"] = ref / own
+    read, theirs = (run.record.get("images_read") for run in (pair.run, pair.retrain))
+    if read is not None and theirs is not None and theirs.get("unlearn"):
+        found["images_read"] = 100 * (read.get("unlearn", 0) + read.get("mask", 0)) / theirs["unlearn"]
+    return found
 
 
 def apart(pair: Pair) -> dict[str, float]:

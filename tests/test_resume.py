@@ -121,6 +121,7 @@ def test_resuming_does_not_start_anew(library: Path, tmp_path: Path) -> None:
         run = run_whole(stage, words, tmp_path / "cut")
     assert len(left) == len(taken) // EPOCHS
     assert run.record["seconds"]["unlearn"] > spent > 0
+    assert run.record["images_read"] == shell.only(tmp_path / "whole", "forget").record["images_read"]
 
 
 def test_rewinding_reaches_epochs_from_before_the_stop(

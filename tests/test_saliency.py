@@ -276,13 +276,13 @@ def test_mask_is_found_by_file_run_or_folder_of_runs(model: TinyNet, data: Data,
     folder = mask_run(tmp_path, model, "toy-split", 0.5)
     found = [find_mask(str(path), model, data, MINE) for path in (folder / "with_0.5.pt", folder, tmp_path)]
     expected = largest({name: p.detach().abs() for name, p in model.named_parameters()}, (0.5,))[0.5]
-    for mask, facts, seconds in found:
-        assert equal(mask, expected) and seconds == 3.5 and facts == found[0][1]
+    for mask, facts, cost in found:
+        assert equal(mask, expected) and cost == (3.5, 0) and facts == found[0][1]
     assert facts["density"] == round(int(0.5 * 131) / 131, 4) and len(facts["sha256"]) == 64
     bare = tmp_path / "with_0.5.pt"
     torch.save({name: part.long() for name, part in expected.items()}, bare)
-    mask, facts, seconds = find_mask(str(bare), model, data, MINE)
-    assert equal(mask, expected) and seconds == 0
+    mask, facts, cost = find_mask(str(bare), model, data, MINE)
+    assert equal(mask, expected) and cost == (0, 0)
 
 
 def test_mask_that_is_not_the_one_is_refused(model: TinyNet, data: Data, tmp_path: Path) -> None:

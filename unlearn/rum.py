@@ -70,8 +70,8 @@ class Chain:
     """The model on its way through the steps of one request after another.
 
     original: what it starts from, and start: how that stood; file: of the model as it is now, read when it is needed; facts:
-    what tells this chain from others, the original first; each step's run is found by it. seconds, rows: of the request at
-    work. diverged: why a step broke the model, which the steps after it then leave as it is.
+    what tells this chain from others, the original first; each step's run is found by it. seconds, read (images), rows: of
+    the request at work. diverged: why a step broke the model, which the steps after it then leave as it is.
     """
 
     original: Original
@@ -80,6 +80,7 @@ class Chain:
     settings: dict[str, Config]
     facts: dict[str, Any]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    read: dict[str, int] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     told: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     diverged: str | None = None
@@ -123,7 +124,7 @@ class Chain:
 
     def follow(self, plan: Plan, request: Request, rt: Runtime) -> None:
         """Take every step of the plan; a step that has a finished record is read from it."""
-        self.rows, self.seconds = [], {}
+        self.rows, self.seconds, self.read = [], {}, {}
         self._check_original(request.data, rt)
         for number, step in enumerate(plan.steps):
             told = self.told + self._tell(plan, request)[: number + 1]
@@ -140,8 +141,9 @@ class Chain:
                    "did_nothing": run.values.get("did_nothing", False)}
             say(f"step {number + 1} of {len(plan.steps)}, {step.group}: {step.method.name}  {_line(row)}")
             self.rows.append(row)
-            spent = run.values.get("seconds") or run.seconds
-            self.seconds = {name: self.seconds.get(name, 0.0) + spent.get(name, 0.0) for name in ("mask", "unlearn")}
+            seconds, read = run.spent()
+            self.seconds = {name: self.seconds.get(name, 0.0) + seconds.get(name, 0.0) for name in ("mask", "unlearn")}
+            self.read = {name: self.read.get(name, 0) + read.get(name, 0) for name in ("mask", "unlearn")}
 
     def _take(self, plan: Plan, request: Request, number: int, rt: Runtime, run: Run) -> None:
         step, data = plan.steps[number], at_step(plan, request, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,6 +42,13 @@ class CleanseMaskConfig(Config):
             say("notice: RL without --density is RL_og, random labels on all weights")
 
 
+class Cost(NamedTuple):
+    """Seconds, and images read."""
+
+    seconds: float = 0.0
+    read: int = 0
+
+
 def saliency(model: nn.Module, forget: Loader, mode: str = "exact") -> dict[str, Tensor]:
     """|gradient| of the forget loss at the model as it is, in eval mode and full float32; parameter name -> float tensor.
 
@@ -65,8 +72,8 @@ def own_mask(model: nn.Module, density: float | None, data: Data, rt: Runtime, r
         return largest(saliency(model, data.loader("forget", batch_size=data.batch_size)), (density,), pruned)[density]
 
 
-def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[Mask, dict[str, Any], float]:
-    """The mask of ``--path``, its file, hash and density, and the seconds it took to make (0 where no record tells).
+def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[Mask, dict[str, Any], Cost]:
+    """The mask of ``--path``, its file, hash and density, and what it took to make (nothing where no record tells).
 
     Args:
         original: sha256 of the model that unlearns; a mask is of one model and one forget set.
@@ -74,13 +81,14 @@ def find_mask(named: str, model: nn.Module, data: Data, original: str) -> tuple[
     Raises:
         BadInput: no or several masks there, a mask of another model, or of another forget set.
     """
-    path, seconds, mode = _mask_file(Path(named), data.splits.split_key, original), 0.0, None
+    path, cost, mode = _mask_file(Path(named), data.splits.split_key, original), Cost(), None
     if (run := run_of(path)) is not None:
         record = run.record
-        seconds, mode = record["seconds"].get("mask", 0.0), record["settings"]["cfg"]["saliency_mode"]
+        cost = Cost(record["seconds"].get("mask", 0.0), record.get("images_read", {}).get("mask", 0))
+        mode = record["settings"]["cfg"]["saliency_mode"]
     mask = mask_in(read_safely(path), model, path)
     share = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
-    return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4), "saliency_mode": mode}, seconds
+    return mask, {"path": str(path), "sha256": sha256(path), "density": round(share, 4), "saliency_mode": mode}, cost
 
 
 def mask_in(content: Any, model: nn.Module, path: Path) -> Mask:

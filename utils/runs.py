@@ -41,6 +41,7 @@ class Run:
     def __init__(self, cfg: RunConfig, stage: str, label: str, settings: Mapping[str, Config], **identity: Any) -> None:
         self.cfg, self.stage, self.label = cfg, stage, label
         self.seconds: dict[str, float] = {}
+        self.read: dict[str, int] = {}
         self.values: dict[str, Any] = {"settings": {k: dataclasses.asdict(v) for k, v in settings.items()}, **identity}
         placeless = {k: {n: x for n, x in v.items() if n != "path"} if isinstance(v, dict) else v for k, v in identity.items()}
         weighty = {k: {f.name: getattr(v, f.name) for f in dataclasses.fields(v) if f.metadata.get("digest", True)}
@@ -49,7 +50,7 @@ class Run:
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
         self.done, self._lock = False, folders.FolderLock(self.folder)
         self._made: list[Path] = []  # folders that were not there
-        self._open: tuple[str, float] | None = None
+        self._open: tuple[str, float, int, Runtime] | None = None  # name, clock, images read before, whose tally
 
     def __enter__(self) -> Run:
         self._take_lock()
@@ -145,15 +146,20 @@ class Run:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.values.setdefault("started", now)
         head = {"schema": SCHEMA, "stage": self.stage, "label": self.label, "status": status, "finished": now}
-        write_json(self.folder / folders.RECORD, {**head, **self.values, "seconds": self.seconds, "commit": git_commit()})
+        write_json(self.folder / folders.RECORD, {**head, **self.values, "seconds": self.seconds,
+                                                  "images_read": self.read, "commit": git_commit()})
 
     def saved(self) -> Saved:
         """The folder and the record that is on the disk."""
         return read_record(self.folder)
 
+    def spent(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Seconds and images read by name, of a run that is done or at work."""
+        return self.values.get("seconds") or self.seconds, self.values.get("images_read") or self.read
+
     def summary(self) -> str:
         """The run's folder and its seconds, for the last line on the screen."""
-        spent = ", ".join(f"{name} {s:.1f} s" for name, s in (self.values.get("seconds") or self.seconds).items() if s)
+        spent = ", ".join(f"{name} {s:.1f} s" for name, s in self.spent()[0].items() if s)
         return f"{self.folder}: {'already done; ' if self.done else ''}{spent}"
 
     def log(self, **row: Any) -> None:
@@ -181,25 +187,28 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, rt: Runtime, name: str) -> Iterator[None]:
-        """Add the block's wall seconds to ``seconds[name]``; what a killed run had spent is counted in."""
+        """Add the block's wall seconds to ``seconds[name]`` and the images that it reads, each as often as it is read, to
+        ``read[name]``; what a killed run had spent is counted in."""
         rt.drain()
-        self._open = (name, time.perf_counter())
+        self._open = (name, time.perf_counter(), rt.tally.images, rt)
         yield
         rt.drain()
-        self.seconds, self._open = self._spent(), None
+        (self.seconds, self.read), self._open = self._spent(), None
 
-    def _spent(self) -> dict[str, float]:
+    def _spent(self) -> tuple[dict[str, float], dict[str, int]]:
         if self._open is None:
-            return self.seconds
-        name, start = self._open
-        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - start}
+            return self.seconds, self.read
+        name, start, before, rt = self._open
+        return ({**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - start},
+                {**self.read, name: self.read.get(name, 0) + rt.tally.images - before})
 
     # ------------------------------------------------------------------------------------------------ state of a killed run
 
     def save_state(self, **content: Any) -> None:
         log = self.folder / "log.jsonl"
         rows = log.read_text(encoding="utf-8") if log.exists() else ""
-        self.save_tensors("state.pt", {**content, "run": self.folder.name, "seconds": self._spent(), "rows": rows})
+        seconds, read = self._spent()
+        self.save_tensors("state.pt", {**content, "run": self.folder.name, "seconds": seconds, "read": read, "rows": rows})
 
     def load_state(self, like: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any] | None:
         """What ``save_state`` wrote last, or None in a run that starts anew; the log goes back to that moment too.
@@ -218,15 +227,15 @@ class Run:
             say(f"notice: {path} {why}; the run starts anew")
             path.unlink()
             return self.load_state()
-        self.seconds = state["seconds"]
+        self.seconds, self.read = state["seconds"], state["read"]
         write_atomic(log, lambda file: file.write(state["rows"].encode()))
         return state
 
     def _foreign(self, state: dict[str, Any]) -> str | None:
         if state.get("schema") != SCHEMA:
             return f"is of schema {state.get('schema')!r}, not {SCHEMA}, so of another version"
-        seconds = state.get("seconds")
-        right = isinstance(seconds, dict) and all(isinstance(spent, float) for spent in seconds.values())
+        spent = [(state.get("seconds"), float), (state.get("read"), int)]
+        right = all(isinstance(found, dict) and all(type(x) is kind for x in found.values()) for found, kind in spent)
         if not right or not isinstance(state.get("rows"), str):
             return "holds no state of this version"
         return None if state.get("run") == self.folder.name else "is of another run"

@@ -43,6 +43,13 @@ class RuntimeConfig(Config):
         return dataclasses.replace(self, device=device, precision=precision)
 
 
+@dataclasses.dataclass
+class Tally:
+    """How many images the batches of a process held so far: a count, which no device waits for."""
+
+    images: int = 0
+
+
 class Runtime:
     """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice is set."""
 
@@ -56,6 +63,7 @@ class Runtime:
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not cfg.deterministic
             torch.use_deterministic_algorithms(cfg.deterministic)
             torch.cuda.reset_peak_memory_stats(self.device)
+        self.tally = Tally()
         self._streams: dict[str, torch.Generator] = {}
         self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
 
