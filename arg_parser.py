@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import commands
+import dataset
 import groups as grouping
 import stages
 from sources.scores import find_scores
@@ -248,7 +249,7 @@ def _find_scores(stage: str, values: dict[str, dict[str, Any]], typed: dict[str,
     name = asked.score
     if name is not None and "scores" not in typed:
         roots = [Path(root) for root in dict.fromkeys([typed.get("save_dir", "runs"), "runs"])]
-        wanted = {"dataset": values["data"].get("dataset", "cifar10"), "classes": values["data"].get("classes")}
+        wanted = dataset.DataConfig(**values["data"]).of_labels()
         found = find_scores(name, parent, roots, wanted, sha256(parent.file))
         say(f"scores: {found}")
         values["forget"]["scores"] = str(found)

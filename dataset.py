@@ -23,8 +23,10 @@ from torch import Tensor
 
 import sources
 from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
+from sources.labels import first_of_each, mislabel
 from utils import BadInput, Config, Runtime, hp, shown
 
+NONE = np.empty(0, np.int64)
 EVAL_BATCH = {"cpu": 128, "cuda": 1024}  # a CPU's caches want small ones (measured: 1.15x over 256), a GPU large ones
 
 
@@ -63,8 +65,17 @@ class DataConfig(Config):
     classes: ClassList | None = hp(None, "keep these classes, renumbered from 0: 0-99 or 1,5,7")
     val_seed: int = hp(1, "owns the validation split", low=0, high=LAST_SEED)
     val_fraction: float = hp(0.1, "share of each class kept for validation", low=0, below=1)
+    train_per_class: int | None = hp(None, "keep the first N images of each class, to train and validate on", low=1)
+    label_noise: float | None = hp(None, "share of the images to train on that get a wrong label, of another class at random",
+                                   above=0, below=1)
+    noise_seed: int = hp(1, "owns which labels are wrong, and what they are", low=0, high=LAST_SEED)
     batch_size: int = hp(256, "examples in a training step", low=1)
     aug: bool | None = hp(None, "random crop and flip in training; without the flag, by protocol")
+
+    def of_labels(self) -> dict[str, Any]:
+        """The settings that tell the training images and their labels: scores are of these, whatever the model."""
+        noise = ("label_noise", "noise_seed", "val_seed", "val_fraction") if self.label_noise else ("label_noise",)
+        return {name: getattr(self, name) for name in ("dataset", "classes", "train_per_class", *noise)}
 
 
 class Batch(NamedTuple):
@@ -224,6 +235,7 @@ class Splits:
     whole_classes: classes of which no training example is left in retain.
     groups: name -> the part of the forget set that is of this group; disjoint, or none.
     scores: which scores they were cut by; see ``groups.Chosen``.
+    mislabelled: those of train that have a wrong label (--label_noise).
     """
 
     train: np.ndarray
@@ -237,6 +249,7 @@ class Splits:
     test_key: str = ""
     groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mislabelled: np.ndarray = dataclasses.field(default_factory=lambda: NONE)
 
     def __post_init__(self) -> None:
         for a, b in (("train", "val"), ("retain", "forget"), ("retain", "val"), ("forget", "val")):
@@ -248,14 +261,16 @@ class Splits:
         return {"data_key": self.data_key, "split_key": self.split_key}
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of the forget set: its size, that of its groups, and the scores they were cut by."""
+        """What a record says of the forget set: its size, that of its groups, the scores they were cut by, wrong labels."""
+        wrong = {"mislabelled": len(np.intersect1d(self.forget, self.mislabelled))} if len(self.mislabelled) else {}
         return {"forget_size": len(self.forget), "groups": {name: len(index) for name, index in self.groups.items()},
-                "scores": self.scores}
+                "scores": self.scores, **wrong}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds; --forget_index takes that file."""
         groups = {f"group_{name}": index for name, index in self.groups.items()}
-        return {part: getattr(self, part) for part in ("train", "val", "retain", "forget")} | groups
+        wrong = {"mislabelled": self.mislabelled} if len(self.mislabelled) else {}
+        return {part: getattr(self, part) for part in ("train", "val", "retain", "forget")} | groups | wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +290,8 @@ class Data:
 
     @property
     def candidates(self) -> Candidates:
-        return Candidates(self.images.y.cpu().numpy(), self.splits.train, self.num_classes, self.splits.images_key)
+        return Candidates(self.images.y.cpu().numpy(), self.splits.train, self.num_classes, self.splits.images_key,
+                          self.splits.mislabelled)
 
     def forgetting(self, chosen: Chosen) -> Data:
         """The same data with another forget set; the rest of the training examples is to be retained."""
@@ -319,14 +335,19 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
         raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
     arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download, any_size=cfg.any_size)
     x, y, x_test, y_test, kept = _keep_classes(arrays, source, cfg.classes)
-    train, val = _validation_split(y, cfg.val_fraction, cfg.val_seed)
     parts = [_key(json.dumps([cfg.dataset, kept, part])) for part in arrays.hashes]
+    if cfg.train_per_class and len(first := first_of_each(y, cfg.train_per_class)) < len(y):
+        x, y, parts[0] = x[first], y[first], _key(parts[0] + _hash(first))
+    train, val = _validation_split(y, cfg.val_fraction, cfg.val_seed)
+    y, wrong = mislabel(y, train, cfg.label_noise, cfg.noise_seed) if cfg.label_noise else (y, NONE)
+    if len(wrong):
+        parts[0] = _key(parts[0] + _hash(y))
     key = _key(json.dumps([*parts, _hash(val)]))
     if data_key is not None and key != data_key:
         raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
-                       "use the same --dataset, --data, --classes, --val_seed and --val_fraction")
-    none = np.empty(0, np.int64)
-    splits = Splits(train, val, train, none, (), key, _key(key + _hash(none)), *parts)
+                       "use the same --dataset, --data, --classes, --val_seed, --val_fraction, --train_per_class, "
+                       "--label_noise and --noise_seed")
+    splits = Splits(train, val, train, NONE, (), key, _key(key + _hash(NONE)), *parts, mislabelled=wrong)
     data = Data(source, Images(x, y, source, rt), Images(x_test, y_test, source, rt), len(kept), splits, cfg.batch_size,
                 bool(cfg.aug))
     return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, thirds))

@@ -34,6 +34,8 @@ class ForgetConfig(Config):
                                        digest=False)
     class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
                                            low=-1, digest=False)
+    forget_mislabelled: bool = hp(False, "draw from the images that --label_noise gave a wrong label, all of them without "
+                                  "a number", digest=False)
     forget_index: str | None = hp(None, "file with the training indices to forget: .npy, .npz, .json, or text with one "
                                   "a line", digest=False)
     mem: str | None = hp(None, "the N least (low), half (mid) or most (high) memorized examples, or a third of each (mix)",
@@ -56,15 +58,15 @@ class ForgetConfig(Config):
 
     def check(self, thirds: bool) -> None:
         """Refuse flags that contradict one another; with ``thirds`` a score may be named to refine a set chosen otherwise."""
-        drawn = self.forget_fraction is not None or self.class_to_replace != (-1,)
+        drawn = self.forget_fraction is not None or self.class_to_replace != (-1,) or self.forget_mislabelled
         if self.forget_index is not None and (self.num_indexes_to_replace or drawn or self.mem or self.group_index is not None):
             raise BadInput("--forget_index names the forget set; leave the other flags that choose one away")
         if self.group_index is not None and (self.mem or self.mem_proxy):
             raise BadInput("--mem is for the memorization experiments and --group_index for the entanglement experiments; give "
                            "one of the two")
         if (self.mem or self.group_index is not None) and drawn:
-            raise BadInput("--mem and --group_index choose from all classes by number; leave --forget_fraction and "
-                           "--class_to_replace away")
+            raise BadInput("--mem and --group_index choose from all classes by number; leave --forget_fraction, "
+                           "--class_to_replace and --forget_mislabelled away")
         if (self.mem or self.group_index is not None) and self.num_indexes_to_replace is None:
             raise BadInput("say how many examples: --num_indexes_to_replace N")
         if not thirds and (self.mem_proxy or self.scores) and not self.mem and self.group_index is None:
@@ -84,12 +86,16 @@ class Chosen(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What there is to choose from: labels y int64 [N] of all training images, which of them train, and their key."""
+    """What there is to choose from: labels y int64 [N] of all training images, which of them train, and their key.
+
+    mislabelled: int64, those of train with a wrong label.
+    """
 
     y: np.ndarray
     train: np.ndarray
     num_classes: int
     images_key: str
+    mislabelled: np.ndarray = np.empty(0, np.int64)
 
 
 def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> Chosen:
@@ -306,15 +312,19 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
         raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
     if -1 in wanted and len(wanted) > 1:
         raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: -1 means all classes and stands alone")
-    if -1 in wanted and not (count or fraction):
+    if -1 in wanted and not (count or fraction or cfg.forget_mislabelled):
         raise BadInput("say what to forget: --num_indexes_to_replace N (with --mem, by memorization), --forget_fraction F, "
                        "--class_to_replace C or --forget_index FILE")
+    if cfg.forget_mislabelled and not len(pool.mislabelled):
+        raise BadInput("--forget_mislabelled: no training image has a wrong label; train an original with --label_noise SHARE")
     missing = [c for c in wanted if c >= pool.num_classes]
     if missing:
         raise BadInput(f"--class_to_replace {missing[0]}: the data set has the classes 0-{pool.num_classes - 1}")
-    among = pool.train if -1 in wanted else pool.train[np.isin(pool.y[pool.train], wanted)]
+    among = pool.mislabelled if cfg.forget_mislabelled else pool.train
+    among = among if -1 in wanted else among[np.isin(pool.y[among], wanted)]
     if not len(among):
-        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no training example is of these classes")
+        kind = "mislabelled" if cfg.forget_mislabelled else "training"
+        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no {kind} example is of these classes")
     if fraction:
         count = max(1, round(fraction * len(among)))
     if count is None:

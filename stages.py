@@ -219,6 +219,8 @@ def idle_beside(configs: Mapping[str, Config], typed: Mapping[str, Any]) -> dict
     for config in configs.values():
         if getattr(config, "schedule", "step") != "step":
             found |= dict.fromkeys(("decreasing_lr", "lr_gamma"), f"it is of --schedule step, and this is {config.schedule}")
+    if "data" in configs and not configs["data"].label_noise:
+        found["noise_seed"] = "all labels stay as they are without --label_noise"
     forget = configs.get("forget")
     if forget is not None and forget.forget_index is not None:
         found["split_seed"] = "--forget_index names the whole forget set"

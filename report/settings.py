@@ -123,7 +123,8 @@ def _drawn(run: Saved) -> str:
         return ""
     classes = list(run.setting("class_to_replace"))
     among = "" if classes == [-1] else f" of class {','.join(map(str, classes))}"
-    return f"{run.record['forget_size']} random images{among}"
+    kind = "mislabelled" if run.setting("forget_mislabelled") else "random"
+    return f"{run.record['forget_size']} {kind} images{among}"
 
 
 def _asked(run: Saved, drawn: Mapping[str, str]) -> Setting | None:

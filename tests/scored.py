@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,9 +79,10 @@ def scored_original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Saved, Pa
     return shell.only(root, "train"), root / "scores.npz"
 
 
-def memorization_run(root: Path, label: str, scores: np.ndarray, pool_of: str, models: int, classes: str = "0-2") -> Path:
-    """A finished run of main_memorization.py with scores of our own."""
-    settings = {"data": DataConfig(dataset="digits", classes=classes), "choice": ScoreConfig()}
+def memorization_run(root: Path, label: str, scores: np.ndarray, pool_of: str, models: int, classes: str = "0-2",
+                     **more: Any) -> Path:
+    """A finished run of main_memorization.py with scores of our own; more: of the data's settings."""
+    settings = {"data": DataConfig(dataset="digits", classes=classes, **more), "choice": ScoreConfig()}
     with Run(RunConfig(save_dir=str(root)), "memorization", label, settings, parent={}) as run:
         run.save_arrays("scores.npz", memorization=scores)
         run.result(pool=pool_of, models=models)

@@ -22,6 +22,7 @@ ON = "--checkpoint {original}"
 LINES = {
     "train": "main_train.py {three} --protocol sparse --epochs 3 --lr 0.05 --alpha 1e-5 --decreasing_lr 1,2 --seed 4 "
              "--val_seed 3 --val_fraction 0.2 --weight_decay 0 --record_curvature",
+    "train on wrong labels": "main_train.py {three} --train_per_class 40 --label_noise 0.1 --noise_seed 2",
     "train, plainly": "main_train.py {three}",
     "imp by rate": "main_imp.py {three} --rate 0.2 --pruning_times 4 --rewind_epoch 1 --epochs 3 --seed 0",
     "imp by sparsity": "main_imp.py {three} --sparsity 0.87 --pruning_times 3 --prune_type lt --epochs 2 --protocol rum",

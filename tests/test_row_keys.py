@@ -22,7 +22,8 @@ from utils import Saved, read_record
 SEEDS = (3, 5)
 # settings that need not tell runs apart, and why
 ELSEWHERE = {"seed": "means are over seeds", "protocol": "gives defaults alone", "classes": "in the data_key",
-             "val_fraction": "in the data_key", "val_seed": "in the data_key", "split_seed": "in the split_key"}
+             "val_fraction": "in the data_key", "val_seed": "in the data_key", "split_seed": "in the split_key",
+             "train_per_class": "in the data_key", "label_noise": "in the data_key", "noise_seed": "in the data_key"}
 # settings of a run that may differ from those of another with the same original and forget set -> another value
 OF_A_RUN = {"aug": True, "batch_size": 128, "device": "cuda", "precision": "bf16", "compile": "default", "deterministic": True,
             "mask_mode": "published", "unlearn_lr": 0.5}

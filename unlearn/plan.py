@@ -295,6 +295,7 @@ def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
         return forget
     chosen = [f"--{name}" for name in ("num_indexes_to_replace", "forget_fraction", "forget_index", "mem", "group_index")
               if getattr(forget, name) is not None] + ["--class_to_replace"] * (forget.class_to_replace != (-1,))
+    chosen += ["--forget_mislabelled"] * forget.forget_mislabelled
     if chosen:
         raise BadInput(f"--requests names what to forget; leave {', '.join(chosen)} away")
     return None
