@@ -261,10 +261,10 @@ class Splits:
         return {"data_key": self.data_key, "split_key": self.split_key}
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of the forget set: its size, that of its groups, the scores they were cut by, wrong labels."""
+        """What a record says of the forget set: its size, of how many it is, its groups', their scores, its wrong labels."""
         wrong = {"mislabelled": len(np.intersect1d(self.forget, self.mislabelled))} if len(self.mislabelled) else {}
-        return {"forget_size": len(self.forget), "groups": {name: len(index) for name, index in self.groups.items()},
-                "scores": self.scores, **wrong}
+        groups = {name: len(index) for name, index in self.groups.items()}
+        return {"forget_size": len(self.forget), "train_size": len(self.train), "groups": groups, "scores": self.scores} | wrong
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What splits.npz holds; --forget_index takes that file."""

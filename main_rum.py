@@ -28,6 +28,7 @@ def main(args):
         facts = {"plan": todo.facts(), "request": request.facts(), "before": list(chain.told)}
         with Run(args.run, "rum", args.label, args.settings, **args.identity, **facts, **request.data.splits.keys()) as run:
             if run.done:
+                plan.relabel(run, args.plan)
                 run.values["metrics"] = accuracy.refresh(run, args.evaluation)
             else:
                 chain.follow(todo, request, rt)

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from groups import LEVELS
-from report import plots
+from report import names, plots
+from report.labels import labels_of
 from report.notes import BROKEN
-from report.output import Extra, Pivot, cell, digits_of, grid
+from report.output import Extra, Pivot
 from report.pairs import FilterConfig, is_plan, needs_scores
-from report.rows import FLOOR, Row, labels_of
+from report.rows import FLOOR, Row
 from report.settings import Setting
+from report.table import Cell, Line, Part, Table
+from report.tables import cell, digits_of
+from sources.scores import POLARITY
 from utils import digest_of
 
 if TYPE_CHECKING:
@@ -64,7 +68,7 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
                 found.setdefault(family, {}).setdefault(column, []).append((place, rows))
     pivots = []
     for (network, _, origin, score, size), columns in found.items():
-        shown, parts = [], []
+        first, shown, parts = next(iter(columns.values()))[0][0], [], []
         for column in sorted(columns, key=_order):
             for place, rows in columns[column]:
                 # the same group by two files of scores
@@ -72,7 +76,8 @@ def by_group(table: list[Row], name: str) -> list[Pivot]:
                 parts.append((shown[-1], [row for row in rows if not is_plan(row.pairs[0].run)]))
         cells = fill(parts, name)
         if len(shown) > 1 and cells:  # models whose outputs are not finite have no ToW-MIA
-            pivots.append(_pivot(f"{network}, forget {size} images by {score}, {origin}", shown, cells, name))
+            told = names.joined(first, f"{size:,} images by {score}")
+            pivots.append(_pivot(f"{network}, forget {size} images by {score}, {origin}", shown, cells, name, told))
     return pivots
 
 
@@ -110,8 +115,8 @@ def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str
     known = [(column, row) for column, row in there if row.method != FLOOR]
     if len({(column, _settings(row, aside)) for column, row in known}) < len(known):
         aside = ()
-    names = collections.Counter((column, row.pairs[0].method) for column, row in known)
-    several = {method for (_, method), count in names.items() if count > 1}
+    counted = collections.Counter((column, row.pairs[0].method) for column, row in known)
+    several = {method for (_, method), count in counted.items() if count > 1}
     keys = {(column, row.variant): ("" if row.pairs[0].method in several else column, _settings(row, aside))
             for column, row in known}
     labels, cells = labels_of(dict.fromkeys(keys.values())), {}
@@ -120,7 +125,8 @@ def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str
     return cells
 
 
-def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, aside: tuple[str, ...] = ()) -> Pivot:
+def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, aside: tuple[str, ...] = (),
+             told: str = "") -> Pivot:
     """One measure of the cells, in their order; aside: see ``fill``."""
     numbers = {label: {column: row.numbers[name] for column, row in there.items() if name in row.numbers}
                for label, there in cells.items()}
@@ -128,19 +134,19 @@ def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, asid
     numbers = {label: there for label, there in numbers.items() if there}
     tuned = tuple(label for label in numbers
                   if label != FLOOR and len({_settings(row, aside) for row in cells[label].values()}) > 1)
-    return Pivot(heading, tuple(columns), numbers, broken, tuned)
+    return Pivot(heading, tuple(columns), numbers, broken, tuned, told)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
 
 
-def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str, aside: tuple[str, ...] = ()) -> Pivot:
+def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str, told: str, aside: tuple[str, ...] = ()) -> Pivot:
     """The original first, plans by kind, then methods; the floor last."""
     def place(label: str) -> tuple[bool, bool, int, str]:
         kind = label.split()[0]
         return label == FLOOR, kind != "raw", KINDS.index(kind) if kind in KINDS else len(KINDS), label
 
-    return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name, aside)
+    return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name, aside, told)
 
 
 def rum(table: list[Row], name: str) -> list[Pivot]:
@@ -150,13 +156,14 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
     vanilla, the methods) is the same in every column of a forget set that was not chosen by scores.
     """
     found: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    told: dict[tuple[Any, ...], str] = {}
     for place, rows in _of_setting(table):
         plans = [row.pairs[0].run for row in rows if is_plan(row.pairs[0].run)]
         if not plans:
             continue
         inside = {step["method"] for run in plans for step in run.record["plan"]["steps"]}
         rows = [row for row in rows if row.method == FLOOR or is_plan(row.pairs[0].run) or row.pairs[0].method in inside]
-        scores = list(dict.fromkeys(filter(None, map(_refined_by, plans))))
+        scores = sorted(set(filter(None, map(_refined_by, plans))), key=list(POLARITY).index)
         if place.group:
             family = place.compared, place.data, place.origin, f"{place.what} ({place.group})"
             columns = {place.score: rows}
@@ -165,14 +172,16 @@ def rum(table: list[Row], name: str) -> list[Pivot]:
             columns = {score: [row for row in rows if _refined_by(row.pairs[0].run) in (None, score)]
                        for score in scores or [UNSCORED]}
         there = found.setdefault(family, {})
+        told.setdefault(family, names.joined(place, names.forget_set(place, plans[0].record.get("train_size"))))
         for column, members in columns.items():
             there[column if column not in there else f"{column} {place.key}"] = members
     pivots = []
-    for (network, _, origin, what), columns in found.items():
+    for family, columns in found.items():
+        network, _, origin, what = family
         cells = fill(columns.items(), name, SCORE)
         ending = "" if what.endswith(origin) else f", {origin}"
         if cells:
-            pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name, SCORE))
+            pivots.append(_pivot(f"{network}, forget {what}{ending}", columns, cells, name, told[family], SCORE))
     return pivots
 
 
@@ -187,8 +196,7 @@ def _extra(stem: str, name: str, title: str, pivots: list[Pivot], draw: Callable
     if not pivots:
         return []
     figures = {file: draw(pivot, name, title) for file, pivot in zip(files_of(stem, pivots), pivots, strict=True)}
-    text = "\n".join(line for pivot in pivots for line in markdown(pivot, name, title))
-    return [Extra(stem, text, csv_of(pivots), figures)]
+    return [Extra(stem, tuple(part_of(pivot, name, title) for pivot in pivots), csv_of(pivots), figures)]
 
 
 def files_of(stem: str, pivots: list[Pivot]) -> list[str]:
@@ -196,16 +204,21 @@ def files_of(stem: str, pivots: list[Pivot]) -> list[str]:
     return [stem if len(pivots) == 1 else f"{stem}-{digest_of(pivot.heading)[:6]}" for pivot in pivots]
 
 
-def markdown(pivot: Pivot, name: str, title: str) -> list[str]:
-    """Lines: a row a method, cells ``mean [low, high], n``, in brackets where models collapsed."""
-    body = [["method", *pivot.columns]]
+def part_of(pivot: Pivot, name: str, title: str) -> Part:
+    """A row a method, cells ``mean [low, high], n``, in brackets where models collapsed."""
+    lines = []
     for method, there in pivot.cells.items():
-        words = [cell(there.get(column), digits_of(name), method == FLOOR) for column in pivot.columns]
-        words = [f"({word})" if (method, c) in pivot.collapsed else word for c, word in zip(pivot.columns, words, strict=True)]
-        counts = [f", n={there[column][2]}" if column in there else "" for column in pivot.columns]
-        body.append([method, *map("".join, zip(words, counts, strict=True))])
-    tuned = [f"note: the settings of {', '.join(pivot.tuned)} differ from column to column.", ""] if pivot.tuned else []
-    return [f"{title}: {pivot.heading}", "", *grid(body), "", *tuned, *(BROKEN if pivot.collapsed else [])]
+        cells = [Cell(method)]
+        for column in pivot.columns:
+            number = there.get(column)
+            text = cell(number, digits_of(name), method == FLOOR)
+            text = f"({text})" if (method, column) in pivot.collapsed else text
+            cells.append(Cell(text + (f", n={number.n}" if number else ""), number.mean if number else None))
+        lines.append(Line(tuple(cells), anchor=method == FLOOR or method.split()[0] == "raw"))
+    tuned = [f"The settings of {', '.join(pivot.tuned)} differ from column to column."] if pivot.tuned else []
+    table = Table(f"{title}: mean [95 % t-interval]", ("method", *pivot.columns), tuple(lines),
+                  (*tuned, *([BROKEN] if pivot.collapsed else [])))
+    return Part(pivot.shown, (table,), tag=digest_of(pivot.heading)[:6])
 
 
 def csv_of(pivots: list[Pivot]) -> list[list[Any]]:

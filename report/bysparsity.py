@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from report import bygroup, plots
+from report import bygroup, names, plots
 from report.bygroup import Cells, files_of, fill, pivot_of
 from report.notes import BROKEN
-from report.output import AGAINST_RETRAIN, Extra, Pivot, cell, digits_of, grid
+from report.output import Extra, Pivot
 from report.pairs import FilterConfig
 from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
 from report.settings import network_of, pruned_share
+from report.table import Cell, Line, Part, Table
+from report.tables import OF_RETRAIN, cell, digits_of, head_of
 from utils import digest_of
 
 
@@ -40,14 +42,15 @@ class Sweep:
     heading: str
     shares: dict[str, float]
     cells: Cells
+    told: str = ""
 
     def pivot(self, name: str) -> Pivot:
         """The methods by the sparsities, one measure; without those that it says nothing of."""
         rows = {label: next(iter(there.values())) for label, there in self.cells.items()}
         idle = {label for label, row in rows.items() if label != FLOOR and (
-            row.is_reference if name in AGAINST_RETRAIN else name == "seconds" and row.pairs[0].method == "raw")}
+            row.is_reference if name in OF_RETRAIN else name == "seconds" and row.pairs[0].method == "raw")}
         cells = {label: there for label, there in self.cells.items() if label not in idle}
-        return pivot_of(self.heading, self.shares, cells, name)
+        return pivot_of(self.heading, self.shares, cells, name, told=self.told)
 
 
 def tow_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
@@ -65,27 +68,31 @@ def _extra(study: Study, table: list[Row]) -> list[Extra]:
     if not found:
         return []
     first = [sweep.pivot(study.measures[0]) for sweep in found]
-    text = "\n".join(line for sweep in found for line in markdown(sweep, study))
     drawn = [{name: pivot for name in study.drawn if (pivot := sweep.pivot(name)).cells} for sweep in found]
     figures = {name: plots.sparsities(part) for name, part in zip(files_of(study.stem, first), drawn, strict=True) if part}
-    return [Extra(study.stem, text, csv_of(found, study), figures)]
+    return [Extra(study.stem, tuple(part_of(sweep, study) for sweep in found), csv_of(found, study), figures)]
 
 
-def markdown(sweep: Sweep, study: Study) -> list[str]:
-    """Lines: a row a method and sparsity with all measures, then the first measure with the sparsities side by side.
+def part_of(sweep: Sweep, study: Study) -> Part:
+    """A row a method and sparsity with all measures, then the first measure with the sparsities side by side.
 
     What collapsed stands in brackets.
     """
-    body = [["method", "sparsity", "n", *study.measures]]
+    lines = []
     for method, there in sweep.cells.items():
         for column, row in there.items():
+            numbers = [row.numbers.get(name) for name in study.measures]
             words = [cell(row.numbers.get(name), digits_of(name), method == FLOOR) for name in study.measures]
             words = [f"({word})" for word in words] if row.collapsed else words
-            body.append([method, column, f"{max(n for *_, n in row.numbers.values())}", *words])
+            n = max(n for *_, n in row.numbers.values())
+            cells = [Cell(text, number.mean if number else None) for text, number in zip(words, numbers, strict=True)]
+            lines.append(Line((Cell(method), Cell(column, sweep.shares[column]), Cell(str(n), n), *cells)))
     broken = any(row.collapsed for there in sweep.cells.values() for row in there.values())
-    lines = [f"Forgetting and speed by sparsity: {sweep.heading}", "", *grid(body), "", *(BROKEN if broken else [])]
+    table = Table("Forgetting and speed by sparsity: mean [95 % t-interval]",
+                  ("method", "sparsity", "n", *map(head_of, study.measures)), tuple(lines), (BROKEN,) if broken else ())
     name, pivot = study.measures[0], sweep.pivot(study.measures[0])
-    return lines + (bygroup.markdown(pivot, name, f"{name} by sparsity") if pivot.cells else [])
+    beside = bygroup.part_of(pivot, name, f"{name} by sparsity").tables if pivot.cells else ()
+    return Part(pivot.shown, (table, *beside), tag=digest_of(sweep.heading)[:6])
 
 
 def sweeps(table: list[Row]) -> list[Sweep]:
@@ -108,7 +115,9 @@ def sweeps(table: list[Row]) -> list[Sweep]:
         for way, members in ways.items():
             parts = sorted([*dense, *members], key=lambda part: part[0])
             if len({share for share, _ in parts}) > 1:
-                found.append(_sweep(family.label.replace(", ", f", pruned by {way}, ", 1), parts))
+                size = parts[0][1][0].pairs[0].run.record.get("train_size")
+                told = names.joined(family, f"pruned by {way}", names.forget_set(family, size))
+                found.append(_sweep(family.label.replace(", ", f", pruned by {way}, ", 1), parts, told))
     return found
 
 
@@ -124,7 +133,7 @@ def _way(pruning: Mapping[str, Any]) -> str:
     return ""
 
 
-def _sweep(heading: str, parts: list[tuple[float, list[Row]]]) -> Sweep:
+def _sweep(heading: str, parts: list[tuple[float, list[Row]]], told: str = "") -> Sweep:
     shares: dict[str, float] = {}
     columns = []
     for share, rows in parts:
@@ -134,7 +143,12 @@ def _sweep(heading: str, parts: list[tuple[float, list[Row]]]) -> Sweep:
         shares[column] = share
         columns.append((column, rows))
     cells = fill(columns, "ToW")
-    return Sweep(heading, shares, {label: cells[label] for label in sorted(cells, key=lambda label: label == FLOOR)})
+
+    def place(label: str) -> tuple[bool, bool, bool, str]:
+        first = next(iter(cells[label].values()))
+        return label == FLOOR, not first.is_reference, first.pairs[0].method != "raw", label
+
+    return Sweep(heading, shares, {label: cells[label] for label in sorted(cells, key=place)}, told)
 
 
 def csv_of(found: list[Sweep], study: Study) -> list[list[Any]]:

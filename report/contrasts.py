@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 from evaluation import statistics, tow
 from evaluation.statistics import DIFFERENT, EQUIVALENT, UNDECIDED, WITHIN, Paired
 from report.measures import shares
-from report.notes import note
 from report.pairs import FilterConfig, Pair
 from report.rows import FLOOR, MEAN_GAP, Row, same_forget_set
 
 RETRAIN, NOTHING = "retrain", "retrain vs retrain"
-Grid = Callable[[list[list[str]]], list[str]]
 Distance = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 DISTANCES: dict[str, Distance] = {
     "ToW": lambda a, b: 1 - tow.tow(shares(a), shares(b)),
@@ -266,43 +264,3 @@ def words(contrast: Contrast | None) -> str:
     if told == UNDECIDED:
         told += f" ({contrast.needed})" if contrast.needed else ""
     return f"{contrast.found.mean:+.{digits}f} {told}".rstrip()
-
-
-def texts(part: list[Row], study: Study, cfg: FilterConfig, grid: Grid) -> list[str]:
-    """Lines: the small tables under a setting's own; instead of them why there are none."""
-    names = {row.method: row.told for row in methods_of(part)}
-    found = of_setting(part, study, cfg)
-    if not any(contrast.found.n > 1 for contrast in found):
-        return note("one seed: differences cannot be judged; runs of other seeds are needed.") if found else []
-    over, tests = f"1 - {study.headline}", {(c.method, c.measure, c.against): c for c in found}
-    columns = [*((name, RETRAIN) for name in study.shown), (over, NOTHING)]
-    columns = [column for column in columns if any((method, *column) in tests for method in names)]
-    heads = [f"{name} over the floor" if against == NOTHING else name for name, against in columns]
-    body = [["method - retrain", *heads], *([told, *(words(tests.get((method, *column))) for column in columns)]
-                                            for method, told in names.items())]
-    lines = [*grid(body), "", *_legend([c for c in found if (c.measure, c.against) in columns], cfg)]
-    against = [c for c in found if c.measure == study.headline and c.against not in (RETRAIN, NOTHING)]
-    if against:
-        head = [f"method - best ({names[against[0].against]})", "n", study.headline, "95 %", "p, Holm", "verdict"]
-        lines += [*grid([head, *(_line(c, names[c.method]) for c in against)]), "",
-                  *note(f"the best of {len(names)} methods by these same seeds: of equal ones one always looks best; confirm "
-                        "it on fresh seeds.")]
-    return lines
-
-
-def _line(c: Contrast, told: str) -> list[str]:
-    low, high = c.found.ends or (None, None)
-    ends = "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
-    return [told, str(c.found.n), f"{c.found.mean:+.3f}", ends, "-" if c.p_holm is None else f"{c.p_holm:.3f}",
-            c.verdict + (f" ({c.needed})" if c.needed else "")]
-
-
-def _legend(found: list[Contrast], cfg: FilterConfig) -> list[str]:
-    """What the verdicts rest on."""
-    number = len({c.method for c in found})
-    told = (f"paired t-tests at 5 %, Holm over {number} method{'s'[: number - 1]}; equivalent: within delta ({cfg.delta:g} "
-            f"point{'s' if cfg.delta != 1 else ''}, ToW {cfg.delta_tow:g}) by TOST; in brackets the seeds that would decide.")
-    blocked = {c.measure: c.floor for c in found if c.floor is not None and c.floor > c.delta}
-    apart = ", ".join(f"{name} {floor:.2f}" for name, floor in blocked.items())
-    return note(told, "") + (note(f"two retrains differ by more than delta ({apart}): there equivalence cannot be shown.")
-                             if blocked else [])

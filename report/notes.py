@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-import textwrap
+import json
 from collections.abc import Iterable
 
 from evaluation import separation
+from report.labels import WRITTEN
+from report.pairs import name_of
 from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, same_forget_set
+from unlearn.plan import NAMED as PLANS
 
 WEAK = 60.0  # AUC in % (or 100 less it) under which confidence hardly tells the forget set from test images
 NAMED = 3  # rows that are named where many are meant
-BROKEN = ["note: a collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no",
-          "forgetting, and its ToW and gap, in brackets, are not to be ranked.", ""]
-IDLE = ["note: a method that did nothing left its original as it was, weight by weight: its row is raw's, and says nothing of",
-        "the method; change its settings.", ""]
-NO_REFERENCE = ["note: retrain itself is broken here, so that ToW and gaps to it say nothing of the methods.", ""]
+BROKEN = ("A collapsed model is broken (see metrics.collapsed of its record): its low forget accuracy is no forgetting, and "
+          "its ToW and gap, in brackets, are not to be ranked.")
+IDLE = ("A method that did nothing left its original as it was, weight by weight: its row is raw's, and says nothing of the "
+        "method; change its settings.")
+NO_REFERENCE = "Retrain itself is broken here, so that ToW and gaps to it say nothing of the methods."
+ALIKE = "One computation under two names; of runs of one seed the first is taken."
 
 
-def note(text: str, word: str = "note: ") -> list[str]:
-    """A note as lines that fit a screen, and an empty one."""
-    return [*textwrap.wrap(word + text, 118, break_long_words=False, break_on_hyphens=False), ""]
+def explained(part: Iterable[Row]) -> list[str]:
+    """A sentence for each name among the rows that does not tell what was done: of plans, and of two names of one method."""
+    told = {}
+    for row in part:
+        if row.method == FLOOR:
+            continue
+        name, shown = name_of(row.pairs[0].run), json.loads(row.variant)[0]
+        if written := WRITTEN.search(name):
+            told[shown.removeprefix("shuffle ")] = written[1]
+        elif name.removeprefix("shuffle ").split(" (")[0] == "RUM":
+            told["RUM"] = PLANS["rum"]
+        elif " = " in shown:
+            told[shown] = ALIKE.rstrip(".")
+    return [f"{label}: {text}." for label, text in sorted(told.items())]
 
 
 def notes_of(part: list[Row], columns: tuple[str, ...]) -> list[str]:
-    """Lines below the table of one setting."""
+    """Sentences below the table of one setting."""
     lines = [*_what_means_are(part, columns)]
     if any(row.collapsed for row in part):
-        lines += BROKEN
+        lines.append(BROKEN)
     if any(row.idle for row in part):
-        lines += IDLE
+        lines.append(IDLE)
     if any(row.collapsed for row in part if row.is_reference):
-        lines += NO_REFERENCE
+        lines.append(NO_REFERENCE)
     for name in separation.LEVELS:
         reason = next((row.missing(name) for row in part if name in columns and row.missing(name)), None)
-        lines += note(f"there is no {name}: it {reason}.") if reason else []
+        lines += [f"There is no {name}: it {reason}."] if reason else []
     return [*lines, *_weak_attack(part, columns), *_other_seeds(part), *_no_floor(part), *_versions(part)]
 
 
@@ -44,16 +59,14 @@ def _what_means_are(part: list[Row], columns: tuple[str, ...]) -> list[str]:
         over = f"{requests} requests, each a mean over its seeds"
     else:
         over = "training seeds" + (", for this forget set alone" if same_forget_set(reference.pairs) else "")
-    told = [f"means over {over}"]
+    told = [f"Means over {over}"]
     if any(row.numbers["ToW"].n > 1 for row in part):
-        told.append("[ ]: 95 % t-interval on the logit scale (seconds: log)")
-    if any(row.method == FLOOR and row.numbers["ToW"].ends for row in part):
-        told.append("( .. ): least to most of the pairs")
+        told.append("intervals on the logit scale (seconds: log)")
     if any(MEAN_GAP in row.numbers for row in part) and MEAN_GAP in columns:
         told.append(f"{MEAN_GAP}: mean over seeds of single runs' gaps; {GAP_MEANS}: the published one, of means over seeds")
     images = [f"{name} {reference.images[name]:.2f}" for name in ("forget", "test", "MIA") if name in reference.images]
-    return note(f"{'; '.join(told)}. Other images alone would change one model's numbers by {', '.join(images)} points "
-                "(standard error, of retrain's).", "")
+    return [f"{'; '.join(told)}. Other images alone would change one model's numbers by {', '.join(images)} points (standard "
+            "error, of retrain's)."]
 
 
 def _weak_attack(part: list[Row], columns: tuple[str, ...]) -> list[str]:
@@ -63,22 +76,22 @@ def _weak_attack(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     whole = any(pair.run.record["whole_classes"] for row in part for pair in row.pairs)
     if whole or farthest >= WEAK or not {"MIA", MEAN_GAP} & set(columns):
         return []
-    return note(f"no model here tells its forget set from test images by confidence (AUC at most {farthest:.1f} %): MIA, and "
-                "ToW-MIA and gaps with it, follow the threshold more than membership.")
+    return [f"No model here tells its forget set from test images by confidence (AUC at most {farthest:.1f} %): MIA, and "
+            "ToW-MIA and gaps with it, follow the threshold more than membership."]
 
 
 def _other_seeds(part: list[Row]) -> list[str]:
     told = [f"{row.method}: {' '.join(map(str, row.units))}" for row in part if row.others_seeds(part)]
-    return note(f"* means over other seeds than retrain's, not to be compared with the rest: {'; '.join(told)}. The paired "
-                "tests take the seeds that both have.") if told else []
+    return [f"* means over other seeds than retrain's, not to be compared with the rest: {'; '.join(told)}. The paired tests "
+            "take the seeds that both have."] if told else []
 
 
 def _no_floor(part: list[Row]) -> list[str]:
     reference = next((row for row in part if row.is_reference), None)
     if reference is None or len(reference.pairs) < 2 or any(row.method == FLOOR for row in part):
         return []
-    return note("every seed forgets other examples (by scores of its own original), so that retrains of two seeds are about "
-                "two questions and there is no floor.")
+    return ["Every seed forgets other examples (by scores of its own original), so that retrains of two seeds are about two "
+            "questions and there is no floor."]
 
 
 def _versions(part: list[Row]) -> list[str]:
@@ -90,7 +103,7 @@ def _versions(part: list[Row]) -> list[str]:
         if words and row.method != FLOOR:
             told.append(f"{row.method} ({'; '.join(words)})")
     more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return note(f"versions differ inside a row: {', '.join(told[:NAMED])}{more}.") if told else []
+    return [f"Versions differ inside a row: {', '.join(told[:NAMED])}{more}."] if told else []
 
 
 def _short(values: Iterable[str]) -> list[str]:

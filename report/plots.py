@@ -12,8 +12,9 @@ import numpy as np
 from evaluation.accuracy import load_outputs, remaining
 from evaluation.statistics import Number
 from groups import LEVELS
-from report.output import Pivot, costs_scores
+from report.output import Pivot
 from report.rows import FLOOR, Row
+from report.tables import costs_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,9 @@ from typing import Any
 
 from evaluation import statistics
 from evaluation.statistics import Number
+from report.labels import labels_of
 from report.measures import domain_of
-from report.rows import FLOOR, GAP_MEANS, Row, labels_of
+from report.rows import FLOOR, GAP_MEANS, Row
 
 
 def over_requests(table: list[Row]) -> list[Row]:

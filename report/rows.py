@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from evaluation import statistics, tow
 from evaluation.accuracy import load_outputs
 from evaluation.statistics import Number
+from report.labels import computation, labels_of, one_of_each_seed, shown_names
 from report.measures import domain_of, images_error, margin_distance, measures, shares
 from report.pairs import Pair, is_plan, name_of, needs_scores
 from report.settings import Setting
@@ -90,8 +92,10 @@ class Row:
 def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
     """One row a method and setting, means and intervals over seeds; then the retrain-vs-retrain floor of each setting."""
     grouped: dict[tuple[str, str], list[Pair]] = {}
+    names = shown_names(found)
     for pair in found:
-        grouped.setdefault((pair.setting.label, _variant(pair.run)), []).append(pair)
+        grouped.setdefault((pair.setting.label, _variant(pair.run, names)), []).append(pair)
+    grouped = {key: one_of_each_seed(members) for key, members in grouped.items()}
     for (setting, _), members in grouped.items():
         seeds = [pair.seed for pair in members]
         if len(set(seeds)) < len(seeds):
@@ -99,12 +103,19 @@ def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
                            f"{', '.join(str(p.run.folder) for p in members)}; keep one, or filter")
     labels = labels_of(grouped)
     table = [_row(*key, labels[key], members, level) for key, members in grouped.items()]
-    table.sort(key=lambda row: (row.setting, not row.is_reference, row.pairs[0].method != "raw", row.method))
-    found_rows = []
-    for setting in dict.fromkeys(row.setting for row in table):
-        part = [row for row in table if row.setting == setting]
-        found_rows += [*part, *_floor(next((row for row in part if row.is_reference), None))]
-    return found_rows
+    floors = [floor for row in table if row.is_reference for floor in _floor(row)]
+    return in_order([*table, *floors], "ToW")
+
+
+def in_order(table: list[Row], measure: str) -> list[Row]:
+    """Setting by setting: retrain, raw and the floor, with which the others are compared; then these, the nearest to retrain
+    first by a measure whose best is 1; what collapsed, and what has no such number, last."""
+    def place(row: Row) -> tuple[Any, ...]:
+        anchor = 0 if row.is_reference else 2 if row.method == FLOOR else 1 if row.pairs[0].method == "raw" else 3
+        known = measure in row.numbers
+        return row.setting, anchor, bool(row.collapsed), not known, -row.numbers[measure].mean if known else 0.0, row.method
+
+    return sorted(table, key=place)
 
 
 def _row(setting: str, variant: str, label: str, members: list[Pair], level: float) -> Row:
@@ -133,13 +144,13 @@ def same_forget_set(members: Iterable[Pair]) -> bool:
     return len({pair.run.record["split_key"] for pair in members}) == 1
 
 
-def _floor(reference: Row | None) -> Iterable[Row]:
+def _floor(reference: Row) -> Iterable[Row]:
     """What chance alone costs: means over the pairs of retrained models, from the least to the most.
 
     None of one retrain, nor where every seed forgets other examples: two retrains would then be about two questions. The
     floor of the gap of means over n seeds is that of single runs over sqrt(n), as the spread of a mean.
     """
-    if reference is None or len(reference.pairs) < 2 or not same_forget_set(reference.pairs):
+    if len(reference.pairs) < 2 or not same_forget_set(reference.pairs):
         return
     metrics = [pair.metrics for pair in reference.pairs]
     found = {"ToW": tow.noise_floor([shares(own) for own in metrics], tow.tow)}
@@ -158,8 +169,8 @@ def _floor(reference: Row | None) -> Iterable[Row]:
     yield Row(reference.setting, FLOOR, "", reference.pairs, numbers)
 
 
-def _variant(run: Saved) -> str:
-    """Name, settings, mask and all else that must be equal in runs that are averaged over, as JSON."""
+def _variant(run: Saved, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The name that is shown, settings, mask and all else that must be equal in runs that are averaged over, as JSON."""
     record = run.record
     made = record.get("mask", {})
     cfg, density = _plan_settings(record["plan"]) if is_plan(run) else (record["settings"]["cfg"], made.get("density"))
@@ -172,7 +183,7 @@ def _variant(run: Saved) -> str:
         rest["by"] = record["scores"].get("name")
         # proxies differ by seed
         rest["file"] = record["scores"].get("sha256", "")[:6] if rest["by"] == "memorization" else None
-    return json.dumps([name_of(run), cfg, density, rest])
+    return json.dumps([names.get(computation(run), name_of(run)), cfg, density, rest])
 
 
 def _plan_settings(plan: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
@@ -182,18 +193,3 @@ def _plan_settings(plan: Mapping[str, Any]) -> tuple[dict[str, Any], float | Non
         return steps[0]["cfg"], steps[0]["density"]
     return {f"{step['group']}.{name}": value for step in steps
             for name, value in {**step["cfg"], "density": step["density"]}.items()}, None
-
-
-def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(setting, variant) -> method's name, with the hyper-parameters that tell several variants in one setting apart."""
-    labels = {}
-    keys = [(setting, variant, json.loads(variant)) for setting, variant in grouped]
-    for setting, variant, (name, cfg, density, rest) in keys:
-        rivals = [theirs for s, _, theirs in keys if s == setting and theirs[0] == name]
-        # originals of other seeds may have given retrain other defaults; those are in the setting
-        told = [f"{k}={cfg[k]}" for k in cfg if any(r[1].get(k) != cfg[k] for r in rivals)]
-        if density is not None:
-            told.insert(0, f"mask {density:g}")
-        told += [f"{k} {rest[k]}" for k in rest if any(r[3].get(k) != rest[k] for r in rivals)]
-        labels[setting, variant] = f"{name} ({', '.join(told)})" if told else name
-    return labels

@@ -15,9 +15,13 @@ from evaluation import statistics
 from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
-from report.output import Extra, cell, grid
+from report.labels import labels_of
+from report.names import Heading
+from report.output import Extra
 from report.pairs import AnalysisConfig
-from report.rows import Row, labels_of
+from report.rows import Row
+from report.table import Cell, Line, Part, Table
+from report.tables import cell
 from sources.scores import POLARITY, RECORDED, read_scores
 from utils import BadInput, Saved, find_runs, read_arrays, run_of
 
@@ -133,7 +137,7 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
     labels = labels_of([(network + key, variant) for network, key, variant in grouped])
     lines: list[list[Any]] = [["data", "network", "score", "polarity", "seconds", "seconds_low", "seconds_high", "spearman",
                                "spearman_low", "spearman_high", "n", "compared_with"]]
-    text: dict[str, list[list[str]]] = {}
+    text: dict[str, list[Line]] = {}
     for (network, key, variant), members in sorted(grouped.items(), key=lambda item: (item[0][:2], _place(item[1][0].name))):
         name, reference = members[0].name, references[key]
         rhos = [rho for rho in (_rho(scored, reference) for scored in members) if math.isfinite(rho)]
@@ -143,11 +147,12 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
         lines.append([key, network, label, POLARITY[name], *_flat(seconds), *_flat(rho), len(members),
                       reference if rho else None])
         told = f"compared with {reference}" if reference else "memorization itself is not known here: main_memorization.py"
-        body = text.setdefault(f"Scores: {network}, {key[:6]}; {told}",
-                               [["score", "larger values mean", "seconds", "Spearman with memorization", "n"]])
-        body.append([label, WORDS[POLARITY[name]], cell(seconds), cell(rho, 3), str(len(members))])
-    shown = [line for heading, body in text.items() for line in (heading, "", *grid(body), "")]
-    return Extra("scores", "\n".join(shown), lines, {})
+        cells = [Cell(label), Cell(WORDS[POLARITY[name]]), Cell(cell(seconds), seconds.mean),
+                 Cell(cell(rho, 3), rho.mean if rho else None), Cell(str(len(members)), len(members))]
+        text.setdefault(f"Scores: {network}, {key[:6]}; {told}", []).append(Line(tuple(cells)))
+    head = ("score", "larger values mean", "seconds", "Spearman with memorization", "n")
+    parts = [Part(Heading(heading, ""), (Table("", head, tuple(body)),)) for heading, body in text.items()]
+    return Extra("scores", tuple(parts), lines, {})
 
 
 def _flat(number: Number | None) -> tuple[float | None, ...]:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from report.names import Heading
+
+WIDTH = 118  # characters of a line of notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +40,81 @@ class Table:
     about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def markdown(table: Table) -> list[str]:
-    """Lines of text, columns of equal width; without title and notes."""
-    body = [list(table.head), *([cell.text for cell in line.cells] for line in table.lines)]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What tables say of one setting: its heading, verdicts in a sentence each, the tables.
+
+    tag: letters and digits that no other setting has; "" of what is about several.
+    """
+
+    heading: Heading
+    tables: tuple[Table, ...]
+    verdicts: tuple[str, ...] = ()
+    tag: str = ""
+
+
+def grid(body: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, columns of equal width; the first line is the head."""
     widths = [max(len(line[i]) for line in body) for i in range(len(body[0]))]
     text = ["| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |" for line in body]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return text
+
+
+def sentence(text: str) -> list[str]:
+    """A sentence as lines that fit a screen, and an empty one."""
+    return [*textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def markdown(parts: Iterable[Part]) -> str:
+    """Headings, verdicts, tables, each with its notes below it."""
+    lines: list[str] = []
+    for part in parts:
+        lines += [f"## {part.heading.text}", ""]
+        for verdict in part.verdicts:
+            lines += sentence(f"> {verdict}")
+        for table in part.tables:
+            lines += sentence(table.title) if table.title else []
+            lines += [*grid([[_cell(word) for word in table.head],
+                             *([_cell(cell.text) for cell in line.cells] for line in table.lines)]), ""]
+            for note in table.notes:
+                lines += sentence(note)
+        lines += [*sentence(f"({part.heading.small})"), ""] if part.heading.small else [""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# ----------------------------------------------------------------------------------------------------------------- LaTeX
+
+PLAIN = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+         "×": r"$\times$", "·": r"$\cdot$", "…": r"\ldots{}", "|": r"\textbar{}"}
+EVERY = re.compile("|".join(map(re.escape, PLAIN)))
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX sets it; a minus before a digit is a minus."""
+    found = EVERY.sub(lambda m: PLAIN[m[0]], text)
+    return re.sub(r"(?<![\w.}])-(?=\d)", "$-$", found)
+
+
+def latex(parts: Iterable[Part]) -> str:
+    """A table environment (booktabs) for each table; what stands around it in Markdown is its caption."""
+    lines = ["% \\usepackage{booktabs}", ""]
+    for part in parts:
+        for number, table in enumerate(part.tables, 1):
+            said = [part.heading.text + ".", *([table.title] if table.title else []), *part.verdicts, *table.notes]
+            caption = escaped(" ".join(said))
+            anchors = sum(line.anchor for line in table.lines)
+            body = [" & ".join(escaped(cell.text) for cell in line.cells) + r" \\" for line in table.lines]
+            if 0 < anchors < len(body) and all(line.anchor for line in table.lines[:anchors]):
+                body.insert(anchors, r"\midrule")
+            label = f"\\label{{tab:{part.tag or 'all'}-{number}}}"
+            lines += [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", label,
+                      f"\\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule",
+                      " & ".join(map(escaped, table.head)) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
+                      r"\end{table}", ""]
+    return "\n".join(lines)

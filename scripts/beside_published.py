@@ -17,7 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from report.output import grid
+from report.table import grid
 from utils import write_atomic
 
 PUBLISHED = ROOT / "benchmarks" / "published" / "model_sparsity.csv"

@@ -15,8 +15,12 @@ import shell
 
 from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
+from report import contrasts, output
+from report.contrasts import Study
 from report.pairs import AnalysisConfig, gather
-from report.rows import Row, rows
+from report.rows import Row, in_order, rows
+from report.table import markdown
+from report.tables import part_of
 from utils import BadInput, files_of, read_record
 
 SEEDS = (3, 5, 8)
@@ -82,6 +86,13 @@ def table_of(root: Path, **filters: Any) -> list[Row]:
 def row_of(table: Iterable[Row], method: str) -> Row:
     (row,) = [row for row in table if row.method == method]
     return row
+
+
+def text_of(table: list[Row], study: Study = contrasts.TOW, **flags: Any) -> str:
+    """What the screen shows of rows, setting by setting."""
+    told, cfg = output.headings_of(table), AnalysisConfig(**flags)
+    table = in_order(table, study.headline)
+    return markdown(part_of(there, told[setting], cfg, study) for setting, there in output.by_setting(table).items())
 
 
 def notes_of(root: Path, **filters: Any) -> str:

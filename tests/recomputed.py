@@ -120,7 +120,13 @@ class Table:
         """Its own numbers, and those beside the retrain of its seed."""
         own, ref = self.numbers(run), self.runs["retrain"][run.seed]
         spent = run.record["seconds"]["mask"] + run.record["seconds"]["unlearn"]
-        return {**own, "UA": 100 - own["forget"], "RA": own["retain"], "TA": own["test"], "ToW": self.tow(run, ref),
+        read, theirs = (side.record["images_read"] for side in (run, ref))
+        cost = {"images_read": 100 * (read["unlearn"] + read["mask"]) / theirs["unlearn"]}
+        if run.method != "raw":
+            cost["speed_up"] = (ref.record["seconds"]["mask"] + ref.record["seconds"]["unlearn"]) / spent
+        product = math.prod(1 - abs(own[part] - self.numbers(ref)[part]) / 100 for part in ("forget", "retain", "val"))
+        cost["ToW_val"] = product
+        return {**own, **cost, "UA": 100 - own["forget"], "RA": own["retain"], "TA": own["test"], "ToW": self.tow(run, ref),
                 "ToW-MIA": self.tow(run, ref, "MIA"), "Avg. gap": self.gap(run, ref), "seconds": spent, "seconds_scores": 0.0,
                 "seconds_total": spent, "AUC_difference": own["AUC_forget"] - self.numbers(ref)["AUC_forget"],
                 "KS_forget": apart(run, ref), "disagreement_forget": run.disagreement(ref, "forget"),

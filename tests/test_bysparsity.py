@@ -15,9 +15,10 @@ import shell
 from grouped import csv_lines, equals, share_tow
 from pretended import change, of_csv, pretend, table_of
 
-from report import bygroup, bysparsity, contrasts, output, plots
+from report import bygroup, bysparsity, contrasts, output, plots, tables
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR, Row
+from report.table import markdown
 from utils import read_record
 
 SEEDS = (3, 5)
@@ -98,12 +99,14 @@ def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, 
     text = output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {},
                         [make])
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"} | {
-        f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "png") if (stem, end) != ("tow", "png")}
+        f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex", "png")
+        if (stem, end) != ("tow", "png")}
     shown = (tmp_path / f"{study.stem}.md").read_text()
-    assert shown in text and shown.startswith("Forgetting and speed by sparsity: digits")
-    assert f"{study.measures[0]} by sparsity: digits" in shown
+    assert shown in text and shown.startswith("## digits · ResNet-20 · pruned by OMP")
+    assert "Forgetting and speed by sparsity: mean" in shown and f"{study.measures[0]} by sparsity: mean" in shown
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
-    assert rows[0] == ["method", "sparsity", "n", *study.measures] and len({tuple(row[:2]) for row in rows[2:14]}) == 4 * 3
+    assert rows[0] == ["method", "sparsity", "n", *map(tables.head_of, study.measures)]
+    assert len({tuple(row[:2]) for row in rows[2:14]}) == 4 * 3
     for row in rows[2:14]:
         if row[0] != FLOOR:
             told = metric(bench, row[0], row[1], "seconds")
@@ -123,12 +126,12 @@ def test_collapsed_cells_stand_in_brackets(table: list[Row], bench: Path) -> Non
     """That cell alone, in every measure, with the note below; and in the tables by group, as in the main one."""
     (sweep,) = bysparsity.sweeps(table)
     for name in bysparsity.TOW.measures:
-        lines = bygroup.markdown(sweep.pivot(name), name, "title")
-        marked = [(line.split("|")[1].strip(), place) for line in lines for place, word in enumerate(line.split("|"))
-                  if word.strip().startswith("(")]
+        lines = markdown([bygroup.part_of(sweep.pivot(name), name, "title")]).splitlines()
+        marked = [(line.split("|")[1].strip(), place) for line in lines if line.startswith("|")
+                  for place, word in enumerate(line.split("|")) if word.strip().startswith("(")]
         assert marked == [("NG", 4)] and "collapsed model is broken" in "\n".join(lines)
-    plain = bygroup.markdown(bysparsity.sweeps([r for r in table if r.method != "NG"])[0].pivot("ToW"), "ToW", "title")
-    assert "collapsed" not in "\n".join(plain)
+    plain = bygroup.part_of(bysparsity.sweeps([r for r in table if r.method != "NG"])[0].pivot("ToW"), "ToW", "title")
+    assert "collapsed" not in markdown([plain])
     cells = bygroup.fill((("low", table[:4]), ("high", table[-4:])), "ToW")
     pivot = bygroup.pivot_of("heading", ("low", "high"), cells, "ToW")
     wanted = {("NG", column) for column in ("low", "high") if cells["NG"][column].collapsed}
@@ -230,8 +233,8 @@ def test_settings_tell_a_method_apart_in_all_columns_or_in_none(library: Path, b
     for seed in SEEDS:
         change_settings(root / "forget" / f"NG-{seed}-75", alpha=0.5)
     pivot = bysparsity.sweeps(table_of(root))[0].pivot("ToW")
-    assert list(pivot.cells) == ["FT", "NG", FLOOR] and pivot.tuned == ("NG",)
-    assert "the settings of NG differ" in "\n".join(bygroup.markdown(pivot, "ToW", "title"))
+    assert set(pivot.cells) == {"FT", "NG", FLOOR} and pivot.tuned == ("NG",)
+    assert "The settings of NG differ" in markdown([bygroup.part_of(pivot, "ToW", "title")])
     for seed in SEEDS:
         folder = of_pruned(library, tmp_path / "more", "NG", seed, "75 %")
         shutil.copytree(folder, root / "forget" / f"again-{seed}")

@@ -12,11 +12,11 @@ import pytest
 import recomputed
 import shell
 from grouped import csv_lines, grouped
-from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, pretend, row_of, table_of
+from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, pretend, row_of, table_of, text_of
 from scipy import stats
 
 from evaluation.statistics import Number
-from report import contrasts, notes, output, plots
+from report import contrasts, notes, output, plots, tables
 from report.pairs import AnalysisConfig
 from report.requests import over_requests
 from report.rows import FLOOR, Row
@@ -52,7 +52,7 @@ def test_the_tables_below_show_differences_and_verdicts(bench: Path, tmp_path: P
     text = analysed(bench, tmp_path)
     lines = text.splitlines()
     (head,) = [i for i, line in enumerate(lines) if line.startswith("| method - retrain")]
-    assert [word.strip() for word in lines[head].split("|")[1:-1]] == ["method - retrain", "forget", "retain", "test",
+    assert [word.strip() for word in lines[head].split("|")[1:-1]] == ["method - retrain", "forget, %", "retain, %", "test, %",
                                                                       "1 - ToW over the floor"]
     for line, method in zip(lines[head + 2:head + 5], ("raw", "FT", "NG"), strict=True):
         cells = [word.strip() for word in line.split("|")[1:-1]]
@@ -100,14 +100,13 @@ def test_equivalence_is_not_claimed_below_the_floor(bench: Path, tmp_path: Path)
     assert floor == pytest.approx(np.mean([abs(a - b) for a, b in itertools.combinations(tests, 2)]))
     below, above = (found(root, "test", "retrain", delta=share * floor)["FT"] for share in (0.5, 1.5))
     assert (below.p_tost, below.verdict) == (0.0, "undecided") and (above.p_tost, above.verdict) == (0.0, "equivalent")
-    text = output.markdown(table_of(root), output.TOW_COLUMNS, lambda part: contrasts.texts(
-        part, contrasts.TOW, AnalysisConfig(delta=0.5 * floor), output.grid))
+    text = text_of(table_of(root), delta=0.5 * floor)
     assert f"test {floor:.2f}" in text and "equivalence cannot be shown" in " ".join(text.split())
 
 
 def test_one_seed_has_differences_and_no_verdict(bench: Path, tmp_path: Path) -> None:
     text = analysed(bench, tmp_path, seed=(3,))
-    assert "one seed: differences cannot be judged" in text and "method - " not in text
+    assert "One seed: differences cannot be judged" in text and "method - " not in text
     lines = csv_lines(tmp_path / "pairs.csv")
     empty = {tuple(line[name] for name in ("n", "sd", "low", "p", "p_holm", "verdict")) for line in lines}
     assert empty == {("1", "", "", "", "", "")}
@@ -127,11 +126,12 @@ def test_a_mean_over_other_seeds_is_marked_and_never_the_best(bench: Path, tmp_p
     change(root / "forget" / f"{best}-8", status="running")
     table = table_of(root)
     assert contrasts.best_of(table, "ToW").method != best
-    text = output.markdown(table, output.TOW_COLUMNS)
-    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")}
+    text = text_of(table)
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in reversed(text.splitlines())
+            if line.startswith("| ")}  # of the first table, where a method stands in several
     assert rows[best] == "2*" and rows["retrain"] == "3"
     assert f"* means over other seeds than retrain's, not to be compared with the rest: {best}: 3 5." in " ".join(text.split())
-    assert "*" not in output.markdown(table_of(bench), output.TOW_COLUMNS)
+    assert "*" not in text_of(table_of(bench))
     there = found(root, "test", "retrain")[best]
     assert there.units == (3, 5) and there.found.n == 2
 
@@ -148,7 +148,7 @@ def test_an_original_that_is_like_retrain_leaves_no_headroom(library: Path, tmp_
     reason = contrasts.no_room(table, contrasts.TOW, AnalysisConfig())
     assert "as near to retrain as retrains are to one another" in reason
     text = analysed(root, tmp_path / "out")
-    assert "note: no headroom: the original itself" in text and "method - best" not in text
+    assert "> No headroom: the original itself" in text and "method - best" not in text
     assert {line["against"] for line in csv_lines(tmp_path / "out" / "pairs.csv")} == {"retrain", FLOOR}
     drawn = plots.tow_figures(table, "no headroom: no method is the best here")
     for name in ("tow", "cost"):
@@ -209,7 +209,7 @@ def test_a_best_method_that_is_equivalent_to_doing_nothing_is_not_called_so(benc
     reason = contrasts.nobody_best(table, contrasts.TOW, AnalysisConfig())
     assert reason.startswith("no gain over raw: ")
     text = analysed(root, tmp_path / "out")
-    assert "note: no gain over raw: " in text and "method - best" not in text and "no headroom" not in text
+    assert "> No gain over raw: " in text and "method - best" not in text and "no headroom" not in text
     assert contrasts.nobody_best(table_of(bench), contrasts.TOW, AnalysisConfig()) == ""
     for seed, less in zip(SEEDS, (0.5, -0.3, 0.2), strict=True):  # a better one by less than delta, and by chance
         metrics = read_record(root / "forget" / f"raw-{seed}").record["metrics"]
@@ -222,7 +222,7 @@ def test_a_best_method_that_is_equivalent_to_doing_nothing_is_not_called_so(benc
 # ------------------------------------------------------------------------------------------------------------------- notes
 
 
-def told(table: list[Row], aucs: dict[str, float], columns: tuple[str, ...] = output.MIA_COLUMNS) -> str:
+def told(table: list[Row], aucs: dict[str, float], columns: tuple[str, ...] = tables.SCREEN["tow_mia"]) -> str:
     for row in table:
         if row.method in aucs:
             row.numbers["AUC_forget"] = Number(aucs[row.method], None, 3)
@@ -257,18 +257,18 @@ def test_a_broken_retrain_is_said(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     change(root / "forget" / "FT-3", collapsed=True)
     said = told(table_of(root), {})
-    assert "a collapsed model is broken" in said and "retrain itself is broken" not in said
+    assert "A collapsed model is broken" in said and "Retrain itself is broken" not in said
     change(root / "forget" / "retrain-3", collapsed=True)
-    assert "retrain itself is broken here" in told(table_of(root), {})
+    assert "Retrain itself is broken here" in told(table_of(root), {})
 
 
 def test_a_table_says_what_its_means_are_over_and_what_images_alone_change(bench: Path) -> None:
     table = table_of(bench)
     said = told(table, {})
-    assert "means over training seeds, for this forget set alone" in said and "on the logit scale" in said
+    assert "Means over training seeds, for this forget set alone" in said and "on the logit scale" in said
     images = row_of(table, "retrain").images
     assert f"forget {images['forget']:.2f}, test {images['test']:.2f}, MIA {images['MIA']:.2f} points" in said
-    assert "published one" in told(table, {}, output.TOW_COLUMNS) and "published one" not in said
+    assert "published one" in told(table, {}, tables.SCREEN["tow"]) and "published one" not in said
 
 
 # --------------------------------------------------------------------------------------------------------------- requests
@@ -302,8 +302,9 @@ def test_means_over_requests_have_them_as_their_outer_level(requests: Path, tmp_
     floors = [float(np.mean(table.floor(table.tow))) for table in tables.values()]
     assert of_csv(lines[FLOOR], "ToW") == (pytest.approx(np.mean(floors)), pytest.approx((min(floors), max(floors))))
     setting = lines["FT"]["setting"]
-    assert "forget 24 random images, " in setting and setting.endswith(", 3 requests") and setting in text
-    assert "means over 3 requests, each a mean over its seeds" in text and text.count("for this forget set alone") == 3
+    assert "forget 24 random images, " in setting and setting.endswith(", 3 requests")
+    assert "## digits · ResNet-20 · random 24 of 388 · 3 requests" in text
+    assert "Means over 3 requests, each a mean over its seeds" in text and text.count("for this forget set alone") == 3
     pairs = {(line["measure"], line["method"], line["against"]): line for line in csv_lines(tmp_path / "pairs.csv")
              if line["setting"] == setting}
     each = [np.mean([table.per_seed("FT", "forget")[s] - table.per_seed("retrain", "forget")[s] for s in SEEDS])

@@ -84,4 +84,4 @@ def test_tables_show_what_did_nothing(library: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     rows = [line.split(" | ")[0] for line in said.splitlines() if "did nothing" in line and line.startswith("|")]
     assert len(rows) == 2 and any(row.startswith("| plan") for row in rows) and any(row.startswith("| GA (") for row in rows)
-    assert "note: a method that did nothing left its original as it was" in said and "raw [did" not in said
+    assert "A method that did nothing left its original as it was" in said and "raw [did" not in said

@@ -12,7 +12,7 @@ from pretended import change, copied, of_csv, pretend, row_of, table_of
 
 from evaluation.statistics import Number
 from groups import LEVELS
-from report import bygroup, contrasts, output, plots
+from report import bygroup, contrasts, output, plots, tables
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR
 from utils import read_record
@@ -103,7 +103,7 @@ def test_tables_beside_the_main_one_are_shown_after_it(written: tuple[Path, str]
     assert (out / "rum.md").read_text() in text and (out / "tow_by_group.md").read_text() in text
     (line,) = csv_lines(out / "rum.csv")[:1]
     number = Number(*of_csv(line, "entropy"), 2)
-    assert number.ends and f"{output.cell(number, 3)}, n=2" in text
+    assert number.ends and f"{tables.cell(number, 3)}, n=2" in text
 
 
 def test_no_groups_and_no_plans_make_no_more_tables(library: Path, tmp_path: Path) -> None:

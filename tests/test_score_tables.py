@@ -16,6 +16,7 @@ from scipy import stats
 
 from report import scores
 from report.pairs import AnalysisConfig
+from report.table import markdown
 from utils import read_record
 
 
@@ -54,11 +55,12 @@ def test_table_of_scores(library: Path, tmp_path: Path) -> None:
     rhos = [stats.spearmanr(values[3], truth).statistic, stats.spearmanr(values[5][4:], truth[4:]).statistic]
     found = lines["ho_ret"]
     ends = [(found[f"{name}_low"], found[f"{name}_high"]) for name in ("spearman", "seconds")]
+    text = markdown(extra.parts)
     assert equals((found["spearman"], ends[0], found["n"]), rhos, top=1, low=-1)
     assert equals((found["seconds"], ends[1], found["n"]), [6.0, 10.0], top=math.inf) and found["polarity"] == 1
-    assert lines["es"]["spearman"] is None and "about groups" in extra.text and "| more memorized " in extra.text
+    assert lines["es"]["spearman"] is None and "about groups" in text and "| more memorized " in text
     assert lines["memorization"]["spearman"] is None and lines["memorization"]["seconds"] == 31.0
-    assert "compared with" in extra.text and "memorization-2" in extra.text and "memorization-4" not in extra.text
+    assert "compared with" in text and "memorization-2" in text and "memorization-4" not in text
     (seeded,) = scores.tables(AnalysisConfig(save_dir=str(tmp_path), seed=(3,)), table_of(tmp_path))
     (line,) = [line for line in seeded.csv if line[2] == "ho_ret"]
     assert line[head.index("n")] == 1 and line[head.index("spearman_low")] is None

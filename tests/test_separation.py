@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from plain_attack import random_outputs
-from pretended import LEANS, SEEDS, copied, four_methods, outputs_of, pretend, row_of, table_of
+from pretended import LEANS, SEEDS, copied, four_methods, outputs_of, pretend, row_of, table_of, text_of
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from evaluation import accuracy, rules, separation
 from evaluation.accuracy import EvaluationConfig
 from evaluation.mia import FEATURES, Outputs, features, margin
-from report import output
+from report import contrasts
 from report.rows import FLOOR
 from utils import read_record
 
@@ -210,14 +210,15 @@ def test_no_floor_of_margins_over_other_forget_sets(bench: Path, tmp_path: Path)
 
 def test_a_rate_that_cannot_be_known_is_a_dash_with_its_reason(bench: Path) -> None:
     table = table_of(bench)
-    lines = output.markdown(table, output.MIA_COLUMNS).splitlines()
-    head, first = ([cell.strip() for cell in line.split("|")] for line in (lines[2], lines[4]))
+    text = text_of(table, contrasts.MIA, columns=("all",))
+    body = [line for line in text.splitlines() if line.startswith("| ")]
+    head, first = ([cell.strip().removesuffix(", %") for cell in line.split("|")] for line in body[:2])
     for name, needed in (("TPR@1%", "1,000"), ("TPR@0.1%", "10,000")):
         assert first[head.index(name)] == "-"
-        assert f"note: there is no {name}: it needs {needed} test images of the forget set's classes, has 60." in lines
+        assert f"There is no {name}: it needs {needed} test images of the forget set's classes, has 60." in text
         assert not any(name in row.numbers for row in table)
-    assert {"AUC_forget", "AUC_difference", "KS_forget"} <= set(head)
-    assert "TPR" not in output.markdown(table, output.TOW_COLUMNS)
+    assert {"AUC_forget", "AUC_difference, points", "KS_forget"} <= set(head)
+    assert "TPR" not in text_of(table)
 
 
 def test_records_of_an_older_form_are_evaluated_anew(library: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def fine_tune_l1(task: Task, cfg: L1Config) -> None:
     _descend(task, cfg, lambda epoch: l1_weight(cfg, epoch))
 
 
-@register("FT_prune", config=L1Config, uses="retain", source=L1_SOURCE,
+@register("FT_prune", config=L1Config, uses="retain", source=L1_SOURCE, same_as="FT_l1",
           departs=L1_DEPARTS + "; as published nothing is pruned, the share of near-zero weights is logged",
           per_protocol={"sparse": {"alpha": 1e-4}})
 def l1_sparse(task: Task, cfg: L1Config) -> None:

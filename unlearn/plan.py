@@ -18,7 +18,7 @@ import numpy as np
 from dataset import Data
 from groups import LEVELS, ForgetConfig, refine
 from unlearn.registry import IN_EPOCHS, METHODS, Method
-from utils import BadInput, Config, did_you_mean, hp, read_json, reading, shown
+from utils import BadInput, Config, Run, did_you_mean, hp, read_json, reading, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
@@ -38,6 +38,8 @@ class PlanConfig(Config):
     # runs are told apart by the steps themselves, however they were asked for
     plan: PlanText | None = hp(None, "steps in their order, such as 'low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)'",
                           digest=False)
+    plan_label: str | None = hp(None, "what tables and figures call the plan of --plan: 'plan LABEL' (default: plan 1, plan 2, "
+                                "..., explained under the table); a finished run takes the new one", digest=False)
     plan_name: str | None = hp(None, "rumf: --unlearn METHOD on each group (the default with --unlearn); rum: the published "
                                f"choice, {NAMED['rum']}; vanilla: --unlearn METHOD once on the whole set",
                                choices=("rumf", "rum", "vanilla"), digest=False)
@@ -59,6 +61,8 @@ class PlanConfig(Config):
     def __post_init__(self) -> None:
         if self.plan is not None:
             object.__setattr__(self, "plan", PlanText(self.plan))
+        if self.plan_label is not None:
+            object.__setattr__(self, "plan_label", " ".join(self.plan_label.split()))
         super().__post_init__()
 
 
@@ -104,6 +108,10 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
     if (method is not None) != (named in ("rumf", "vanilla")):
         raise BadInput(f"--plan_name {named} needs --unlearn METHOD" if method is None else
                        "--unlearn names one method for all groups; the plan names its own, leave --unlearn away")
+    if cfg.plan_label is not None and not cfg.plan_label:
+        raise BadInput("--plan_label is empty; say what tables are to call the plan, or leave it away")
+    if cfg.plan_label is not None and named is not None:
+        raise BadInput("--plan_label is for the plan of --plan; other forms have names of their own, leave it away")
     if named is None:
         steps = parse(cfg.plan, protocol, cfg.density)
         _cover(cfg.plan, [step.group for step in steps])
@@ -125,6 +133,12 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
         name = _told(f"RUM^F {method.name}", cfg)
     _unused(cfg, steps, f"--plan_name {named}")
     return Plan(name, steps, cfg)
+
+
+def relabel(run: Run, cfg: PlanConfig) -> None:
+    """A finished run takes the label that is typed now."""
+    if cfg.plan_label not in (None, run.values["settings"]["plan"].get("plan_label")):
+        run.rename("plan", "plan_label", cfg.plan_label)
 
 
 def _unused(cfg: PlanConfig, steps: tuple[Step, ...], asked: str) -> None:

@@ -59,6 +59,7 @@ class Method:
     departs: where it differs from the published code, for the README.
     per_protocol: protocol -> values that replace the dataclass defaults there.
     inherits: own setting -> setting of the original's training whose value is the default.
+    same_as: the method whose computation this is, under another name; the same settings give the same model.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Method:
     departs: str = ""
     per_protocol: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     inherits: dict[str, str] = dataclasses.field(default_factory=dict)
+    same_as: str = ""
 
     @property
     def over_retain(self) -> bool:

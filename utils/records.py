@@ -31,7 +31,7 @@ FORM: dict[Any, Any] = {
     "images_read?": {...: (int,)}, "files?": {...: (int,)},
     "parent?": ORIGIN, "data_key?": TEXT, "split_key?": TEXT, "images_key?": TEXT,
     "metrics?": METRICS, "before?": (METRICS, [TEXT], [{...: VALUE}], {...: VALUE}), "evaluation?": {...: VALUE},
-    "whole_classes?": [(int,)], "forget_size?": (int,), "groups?": {...: (int,)}, "collapsed?": SWITCH,
+    "whole_classes?": [(int,)], "forget_size?": (int,), "train_size?": (int,), "groups?": {...: (int,)}, "collapsed?": SWITCH,
     "diverged?": TEXT, "scores?": {"name?": TEXT, "path?": TEXT, "sha256?": TEXT, "seconds?": NUMBER},
     "mask?": {"path?": TEXT, "sha256?": TEXT, "density?": NUMBER, "saliency_mode?": MAYBE_TEXT},
     "plan?": {"name": TEXT, "steps": [{"group": TEXT, ...: VALUE}], "shuffle": SWITCH},

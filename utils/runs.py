@@ -168,6 +168,11 @@ class Run:
     def result(self, **values: Any) -> None:  # reaches the disk when the run ends
         self.values.update(values)
 
+    def rename(self, group: str, setting: str, value: Any) -> None:
+        """Give a setting of a finished run's record, one that changes no result, another value on the disk."""
+        self.values["settings"][group][setting] = value
+        write_json(self.folder / folders.RECORD, self.values)
+
     def path(self, name: str) -> Path:
         """Where a file of the run lies; a name that ``utils.folders`` does not know would be taken for the user's."""
         assert folders.is_ours(name), f"{name} is missing in utils.folders.OURS"
