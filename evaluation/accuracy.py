@@ -64,6 +64,7 @@ METRICS = {
                  "device; of raw there is none"),
     "images_read": ("%", "low", "images in the batches of the method and of its mask, each as often as it is read, in percent "
                     "of those that retrain reads: a cost that no machine changes"),
+    "gap_val": ("points", "0", "mean |difference to retrain| over forget, retain and validation accuracy; as ToW_val"),
     "ToW_val": ("0 to 1", "1", "ToW with the validation split in place of the test set: no test image enters, so that "
                 "settings may be chosen by it (`--best`)"),
 }

@@ -36,7 +36,7 @@ def shown_names(found: Iterable[Pair]) -> dict[str, str]:
     shown = {name: " = ".join(sorted(there, key=lambda one: (one != name, one))) for name, there in names.items()}
     written = {name: WRITTEN.search(name)[1] for name in names if WRITTEN.search(name)}
     texts = sorted(set(written.values()))
-    own = {name: run.record["settings"]["plan"].get("plan_label") for run in runs for name in [name_of(run)] if name in written}
+    own = {name_of(run): run.record["settings"].get("plan", {}).get("plan_label") for run in runs if name_of(run) in written}
     taken: dict[str, set[str]] = {}
     for name, label in own.items():
         taken.setdefault(label, set()).add(written[name])

@@ -42,6 +42,7 @@ def measures(pair: Pair) -> dict[str, float]:
     numbers["ToW"] = tow.tow(shares(own), shares(ref))
     if own.get("val") is not None and ref.get("val") is not None:
         numbers["ToW_val"] = tow.tow(shares(own) | {"test": own["val"] / 100}, shares(ref) | {"test": ref["val"] / 100})
+        numbers["gap_val"] = math.fsum(abs(own[part] - ref[part]) for part in ("forget", "retain", "val")) / 3
     if own["MIA"] is not None and ref["MIA"] is not None:
         numbers["ToW-MIA"] = tow.tow_mia(shares(own), shares(ref))
         numbers["Avg. gap"] = tow.average_gap(own, ref)

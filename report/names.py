@@ -50,8 +50,8 @@ def forget_set(place: Setting, whole: int | None) -> str:
         score = "chunks of entanglement" if place.score == "es chunks" else place.score
         return f"{named} {size} by {score}"
     if place.drawn:
-        among = place.drawn.partition(" of class ")[2]
-        return f"random {size}" + (f", of class {among}" if among else "")
+        kind, among = place.drawn.split()[1], place.drawn.partition(" of class ")[2]
+        return f"{kind} {size}" + (f", of class {among}" if among else "")
     if place.what.startswith("class"):
         return f"{place.what.split(' (')[0]} ({size})"
     return f"{size} chosen"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.statistics import Number
-from report import contrasts
+from report import best, contrasts
 from report.contrasts import Study
 from report.names import Heading, headings
 from report.names import merged as merged_heading
@@ -71,7 +71,8 @@ def _texts(table: Extra) -> list[tuple[str, str]]:
 
 def of_study(cfg: FilterConfig, study: Study, table: list[Row]) -> list[Extra]:
     """The main table with what differs below it, the comparisons, and means over requests where there are several."""
-    table, merged = in_order(table, study.headline), in_order(over_requests(table), study.headline)
+    merged = in_order(best.pick(over_requests(table), cfg.best), study.headline)
+    every, table = table, in_order(best.pick(table, cfg.best), study.headline)
     told = headings_of(table)
 
     def compared(part: list[Row]) -> list[contrasts.Contrast]:
@@ -83,7 +84,7 @@ def of_study(cfg: FilterConfig, study: Study, table: list[Row]) -> list[Extra]:
     if merged:
         parts = tuple(part_of(there, over(there), cfg, study) for there in by_setting(merged).values())
         found += [Extra(study.requests, parts, csv_of(merged), {}),
-                  Extra(f"{study.requests}_variance", (), spread(table, merged), {})]
+                  Extra(f"{study.requests}_variance", (), spread(every, merged), {})]
     return found
 
 
@@ -113,7 +114,8 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
             one, which may be none.
     """
     found = gather(cfg)
-    table = rows(found.pairs)
+    every = rows(found.pairs)
+    table = best.pick(every, cfg.best)
     try:
         cfg.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +126,7 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
         reason = contrasts.nobody_best(part, study, cfg)
         drawn = draw(part, f"{reason.partition(':')[0]}: no method is the best here" if reason else "")
         figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in drawn.items()}
-    main, *rest = of_study(cfg, study, table)
+    main, *rest = of_study(cfg, study, every)
     extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]
     written = [file for extra in extras for file in _keep(cfg, extra)]
     texts = [markdown(extra.parts) for extra in extras if extra.parts]

@@ -40,6 +40,9 @@ class FilterConfig(EvaluationConfig):
     group_index: int | None = hp(None, "only forget sets of this chunk of the entanglement experiment", low=-1)
     aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
     seed: tuple[int, ...] | None = hp(None, "only these seeds")
+    best: str | None = hp(None, "show of each method the one setting that this measure picks, which no test image enters: "
+                          "ToW_val (validation for test), gap_val (mean distance to retrain in forget, retain, validation)",
+                          choices=("ToW_val", "gap_val"))
     columns: tuple[str, ...] | None = hp(None, "measures in the main table, by name, or all (default: those that fit a screen)")
     delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
                       "chosen before the runs are seen", above=0)

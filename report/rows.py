@@ -33,6 +33,7 @@ class Row:
     numbers: means over seeds with their intervals; of the floor the mean over pairs of retrains, the least and the most.
     values: measure -> seed (or request) -> number, what the means are of.
     images: measure -> standard error of one model's number from the sample of images alone.
+    picked: of how many settings this one is the best, and by which measure, where it was picked.
     """
 
     setting: str
@@ -42,6 +43,7 @@ class Row:
     numbers: dict[str, Number]
     values: dict[str, dict[Hashable, float]] = dataclasses.field(default_factory=dict)
     images: dict[str, float] = dataclasses.field(default_factory=dict)
+    picked: str = ""
 
     @property
     def place(self) -> Setting:
@@ -66,6 +68,7 @@ class Row:
     def told(self) -> str:
         """The method, and where runs collapsed, that its low forget accuracy is no forgetting, or that it did nothing."""
         found = [(self.collapsed, "collapsed"), (self.idle, "did nothing")]
+        found += [(len(self.pairs), self.picked)] if self.picked else []
         words = [word if count == len(self.pairs) else f"{count} of {len(self.pairs)} {word}" for count, word in found if count]
         return f"{self.method} [{', '.join(words)}]" if words else self.method
 

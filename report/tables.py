@@ -10,7 +10,7 @@ from evaluation import separation
 from evaluation.accuracy import METRICS
 from evaluation.statistics import Number
 from groups import LEVELS
-from report import contrasts
+from report import best, contrasts
 from report.contrasts import NOTHING, RETRAIN, Contrast, Study
 from report.names import Heading
 from report.notes import explained, notes_of
@@ -24,12 +24,13 @@ SCREEN = {"tow": ("ToW", MEAN_GAP, "forget", "retain", "test", "speed_up", "imag
           "tow_mia": ("ToW-MIA", "MIA", "AUC_forget", "KS_forget", "test", "speed_up", "images_read")}
 SECONDS = ("speed_up", "images_read", "seconds", "seconds_total")
 EVERY = {"tow": ("ToW", MEAN_GAP, GAP_MEANS, "forget", *(f"acc_{name}" for name in LEVELS), "retain", "val", "test", "ToW_val",
-                 "disagreement_forget", "disagreement_test", *SECONDS),
+                 "gap_val", "disagreement_forget", "disagreement_test", *SECONDS),
          "tow_mia": ("ToW-MIA", "MIA", *(f"MIA_{name}" for name in LEVELS), "AUC_forget", "AUC_difference", *separation.LEVELS,
                      "KS_forget", "MIA_correctness", "MIA_entropy", "MIA_m_entropy", "MIA_m_entropy_published", "MIA_prob",
                      "privacy", "AUC_confidence", "retain", "test", *SECONDS)}
 UNITS = {"speed_up": "speed-up, ×", "images_read": "images read, %", "seconds": "seconds", "seconds_total": "seconds, all",
-         MEAN_GAP: f"{MEAN_GAP}, points", GAP_MEANS: f"{GAP_MEANS}, points", "AUC_difference": "AUC_difference, points"}
+         MEAN_GAP: f"{MEAN_GAP}, points", GAP_MEANS: f"{GAP_MEANS}, points",
+         **{name: f"{name}, points" for name in ("AUC_difference", "gap_val")}}
 OF_RETRAIN = ("ToW", "ToW-MIA", "ToW_val", MEAN_GAP, GAP_MEANS)  # measures whose reference is retrain
 DIGITS = {"speed_up": 1, "images_read": 1}
 
@@ -109,7 +110,7 @@ def main_table(part: list[Row], cfg: FilterConfig, study: Study) -> Table:
         lines.append(Line(tuple(cells), anchor=is_anchor(row)))
     about = {head_of(name): METRICS[name][2] for name in present if name in METRICS}
     return Table(_title(part, present), ("method", "n", *map(head_of, present)), tuple(lines),
-                 (*explained(part), *notes_of(part, tuple(present))), about)
+                 (*best.said(part, cfg.best), *explained(part), *notes_of(part, tuple(present))), about)
 
 
 def is_anchor(row: Row) -> bool:
@@ -199,11 +200,12 @@ def csv_of(table: list[Row]) -> list[list[Any]]:
     names = list(dict.fromkeys(name for row in table for name in row.numbers))
     imaged = [name for name in names if any(name in row.images for row in table)]
     heads = [x for name in names for x in (name, f"{name}_low", f"{name}_high")] + [f"{name}_images" for name in imaged]
-    lines: list[list[Any]] = [["setting", "method", "n", "seeds", "collapsed", *heads, "runs"]]
+    lines: list[list[Any]] = []
+    lines.append(["setting", "method", "picked", "n", "seeds", "collapsed", *heads, "runs"])
     for row in table:
         numbers = [row.numbers.get(name, Number(None, None, 0)) for name in names]
         values = [x for mean, ends, _ in numbers for x in (mean, *(ends or (None, None)))]
-        lines.append([row.setting, row.method, max(n for *_, n in row.numbers.values()), " ".join(map(str, row.seeds)),
-                      row.collapsed, *values, *(row.images.get(name) for name in imaged),
+        lines.append([row.setting, row.method, row.picked, max(n for *_, n in row.numbers.values()),
+                      " ".join(map(str, row.seeds)), row.collapsed, *values, *(row.images.get(name) for name in imaged),
                       " ".join(str(pair.run.folder) for pair in row.pairs)])
     return lines

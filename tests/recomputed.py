@@ -126,6 +126,7 @@ class Table:
             cost["speed_up"] = (ref.record["seconds"]["mask"] + ref.record["seconds"]["unlearn"]) / spent
         product = math.prod(1 - abs(own[part] - self.numbers(ref)[part]) / 100 for part in ("forget", "retain", "val"))
         cost["ToW_val"] = product
+        cost["gap_val"] = sum(abs(own[part] - self.numbers(ref)[part]) for part in ("forget", "retain", "val")) / 3
         return {**own, **cost, "UA": 100 - own["forget"], "RA": own["retain"], "TA": own["test"], "ToW": self.tow(run, ref),
                 "ToW-MIA": self.tow(run, ref, "MIA"), "Avg. gap": self.gap(run, ref), "seconds": spent, "seconds_scores": 0.0,
                 "seconds_total": spent, "AUC_difference": own["AUC_forget"] - self.numbers(ref)["AUC_forget"],

@@ -1,0 +1,223 @@
+"""What a person reads: settings by what differs, plans by a label, one computation in one row, LaTeX, the best setting."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import shell
+from grouped import grouped, planned
+from pretended import SEEDS, change, four_methods, pretend, row_of, table_of, text_of
+
+from report import best, output
+from report.labels import shown_names
+from report.names import Heading, architecture
+from report.rows import FLOOR
+from report.table import Cell, Line, Part, Table, latex, markdown
+from unlearn import METHODS
+from utils import BadInput, read_record
+
+
+def headings_of(root: Path, **filters: object) -> list[str]:
+    return sorted(told.text for told in output.headings_of(table_of(root, **filters)).values())
+
+
+def settle(folder: Path, group: str, **values: object) -> None:
+    record = read_record(folder).record
+    change(folder, settings=record["settings"] | {group: record["settings"].get(group, {}) | values})
+
+
+# -------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_a_setting_is_told_by_its_data_network_and_forget_set(library: Path, tmp_path: Path) -> None:
+    four_methods(library, tmp_path)
+    assert headings_of(tmp_path) == ["digits · ResNet-20 · random 24 of 388"]
+    (told,) = output.headings_of(table_of(tmp_path)).values()
+    (label,) = {row.setting for row in table_of(tmp_path)}
+    assert label in told.small and not re.search(r"[0-9a-f]{6}", told.text)
+
+
+def test_settings_that_would_read_alike_are_told_apart_by_their_split_seeds_and_then_by_their_hash(
+        library: Path, tmp_path: Path) -> None:
+    for split_seed, name in ((1, ""), (2, "b")):
+        for method in ("retrain", "NG"):
+            run = pretend(library, tmp_path, method, 3, name, split_key=f"{name or 'a'}-split")
+            settle(run, "forget", split_seed=split_seed)
+    assert headings_of(tmp_path) == [f"digits · ResNet-20 · random 24 of 388 · split seed {seed}" for seed in (1, 2)]
+    for method in ("retrain", "NG"):
+        settle(tmp_path / "forget" / f"{method}-3b", "forget", split_seed=1)
+    told = headings_of(tmp_path)
+    assert len(set(told)) == 2 and all(re.search(r"random 24 of 388 · [^ ]{6}-[0-9a-f]{4}$", text) for text in told)
+
+
+@pytest.mark.parametrize(("name", "told"), [("resnet18", "ResNet-18"), ("resnet20s", "ResNet-20"), ("vgg16_bn", "VGG-16"),
+                                            ("vgg16_bn_lth", "VGG-16 (LTH)"), ("another", "another")])
+def test_networks_have_their_names_in_the_field(name: str, told: str) -> None:
+    assert architecture(name) == told
+
+
+# ----------------------------------------------------------------------------------------------------------------- names
+
+
+def test_methods_that_are_one_computation_are_one_row_with_both_names(library: Path, tmp_path: Path) -> None:
+    for seed in SEEDS:
+        pretend(library, tmp_path, "retrain", seed)
+    for method, seeds in (("FT_l1", (3, 5)), ("FT_prune", (3, 8))):
+        for seed in seeds:
+            folder = pretend(library, tmp_path, "FT", seed, f"-{method}")
+            record = read_record(shell.only(library, "forget", unlearn=method).folder).record
+            settings = read_record(folder).record["settings"]
+            change(folder, settings=settings | {name: record["settings"][name] for name in ("cfg", "method")})
+    table = table_of(tmp_path)
+    row = row_of(table, "FT_l1 = FT_prune")
+    assert row.seeds == [3, 5] or row.seeds == [3, 5, 8]
+    assert [row.method for row in table] == ["retrain", FLOOR, "FT_l1 = FT_prune"]
+    assert sum(pair.seed == 3 for pair in row.pairs) == 1
+    assert "FT_l1 = FT_prune: One computation under two names" in text_of(table)
+
+
+def test_the_registry_says_which_methods_are_one_computation(library: Path) -> None:
+    """Their models are the same, weight by weight; no other two methods' are."""
+    same = {(name, METHODS[name].same_as) for name in METHODS.names() if METHODS[name].same_as}
+    assert same == {("FT_prune", "FT_l1")}
+    ours, theirs = (shell.weights(shell.only(library, "forget", unlearn=name)) for name in ("FT_prune", "FT_l1"))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def plan_of(library: Path, root: Path, seed: int, text: str, label: str | None = None, name: str = "") -> Path:
+    folder = pretend(library, root, "NG", seed, name)
+    folder = planned(grouped(folder, "confidence"), f"plan {text}")
+    settle(folder, "plan", plan_label=label)
+    return folder
+
+
+def test_written_plans_are_numbered_and_explained_under_the_table(library: Path, tmp_path: Path) -> None:
+    for seed in SEEDS:
+        pretend(library, tmp_path, "retrain", seed)
+        plan_of(library, tmp_path, seed, "low:raw mid:NG high:NG", name="a")
+        plan_of(library, tmp_path, seed, "low:FT mid:NG high:NG", name="b")
+    table = table_of(tmp_path)
+    assert {row.method.split(" (")[0] for row in table} == {"retrain", FLOOR, "plan 1", "plan 2"}
+    text = " ".join(text_of(table).split())
+    assert "plan 1: low:FT mid:NG high:NG." in text and "plan 2: low:raw mid:NG high:NG." in text
+
+
+def test_a_label_names_a_plan_and_two_plans_of_one_label_stay_apart(library: Path, tmp_path: Path) -> None:
+    for seed in SEEDS:
+        pretend(library, tmp_path, "retrain", seed)
+        plan_of(library, tmp_path, seed, "low:raw mid:NG high:NG", "gentle", "a")
+    assert "plan gentle" in {row.method for row in table_of(tmp_path)}
+    for seed in SEEDS:
+        plan_of(library, tmp_path, seed, "low:FT mid:NG high:NG", "gentle", "b")
+    found = shown_names([pair for row in table_of(tmp_path) for pair in row.pairs])
+    assert sorted(name for name in found.values() if "plan" in name) == ["plan gentle 1", "plan gentle 2"]
+
+
+def test_a_plan_label_is_for_a_written_plan(capsys: pytest.CaptureFixture, library: Path, tmp_path: Path) -> None:
+    original = shell.only(library, "train").folder
+    for words in (["--unlearn", "NG", "--plan_label", "mine"], ["--plan", "low:raw mid:NG high:NG", "--plan_label", " "]):
+        with pytest.raises(SystemExit) as caught:
+            shell.call("main_rum.py", "--checkpoint", original, *shell.FORGET, "--shuffle", *words, save_dir=tmp_path)
+        assert caught.value.code == 2 and "--plan_label" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_finished_plan_takes_another_label_and_nothing_else_changes(library: Path, tmp_path: Path) -> None:
+    original = shell.only(library, "train").folder
+    words = ["--checkpoint", original, *shell.FORGET, "--shuffle", "--plan", "low:raw mid:raw high:GA(unlearn_epochs=1)"]
+    shell.call("main_rum.py", *words, "--plan_label", "first", save_dir=tmp_path)
+    before = shell.only(tmp_path, "rum").record
+    shell.call("main_rum.py", *words, "--plan_label", "second", save_dir=tmp_path)
+    after = shell.only(tmp_path, "rum").record
+    assert (before["settings"]["plan"].pop("plan_label"), after["settings"]["plan"].pop("plan_label")) == ("first", "second")
+    assert before == after
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_columns_are_nine_at_most_and_others_by_name(library: Path, tmp_path: Path) -> None:
+    table = table_of(four_methods(library, tmp_path))
+
+    def head(**flags: object) -> list[str]:
+        return [word.strip() for word in next(line for line in text_of(table, **flags).splitlines()
+                                              if line.startswith("| method ")).split("|")[1:-1]]
+
+    assert len(head()) == 9 and head()[:3] == ["method", "n", "ToW"] and "forget, %" in head()
+    assert len(head(columns=("all",))) > 12
+    assert head(columns=("val", "ToW")) == ["method", "n", "val, %", "ToW"]
+    with pytest.raises(BadInput, match="--columns Tow: no such measure.*ToW"):
+        head(columns=("Tow",))
+
+
+def test_latex_has_every_cell_and_escapes_what_is_special() -> None:
+    lines = tuple(Line((Cell(name), Cell("97.4 ±0.6")), anchor=anchor) for name, anchor in
+                  (("retrain", True), ("RUM^F FT_l1 (mask 50 %)", False), ("a & b # {c} ~ $d \\e", False)))
+    table = Table("mean", ("method", "forget, %"), lines, ("A note.",))
+    text = latex([Part(Heading("digits · ResNet-20 · 10 %", "small"), (table,), ("No headroom_here.",), "tag")])
+    body = text[text.index(r"\toprule"):text.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 4 and all(len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows)
+    assert r"RUM\textasciicircum{}F FT\_l1 (mask 50 \%) & 97.4 $\pm$0.6 \\" in rows
+    assert r"a \& b \# \{c\} \textasciitilde{} \$d \textbackslash{}e" in text
+    assert body.index(r"\midrule", body.index("retrain")) < body.index("RUM") and text.count(r"\midrule") == 2
+    assert r"No headroom\_here. A note." in text and r"\label{tab:tag-1}" in text
+    assert not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
+
+
+def test_markdown_keeps_a_bar_in_a_name_inside_its_cell() -> None:
+    text = markdown([Part(Heading("h", ""), (Table("", ("method",), (Line((Cell("a|b"),)),)),))])
+    assert "| a\\|b" in text
+
+
+# ------------------------------------------------------------------------------------------------------------------ best
+
+
+@pytest.fixture
+def several(library: Path, tmp_path: Path) -> Path:
+    root = four_methods(library, tmp_path)
+    for seed in SEEDS:
+        pretend(library, root, "NG", seed, name="b", alpha=0.8)
+        pretend(library, root, "NG", seed, name="c", alpha=0.7)
+    return root
+
+
+@pytest.mark.parametrize("measure", best.MEASURES)
+def test_best_shows_one_setting_of_each_method_and_says_of_how_many(measure: str, several: Path) -> None:
+    table = table_of(several)
+    rivals = [row for row in table if row.method.startswith("NG")]
+    found = best.pick(table, measure)
+    (chosen,) = [row for row in found if row.method.startswith("NG")]
+    values = [row.numbers[measure].mean for row in rivals]
+    assert len(rivals) == 3 and chosen.numbers[measure].mean == (max if measure == "ToW_val" else min)(values)
+    assert chosen.told.endswith(f"[best of 3 by {measure}]") and len(found) == len(table) - 2
+    assert [row.told for row in found if "best of" in row.told] == [chosen.told]
+    text = " ".join(text_of(found, best=measure).split())
+    assert f"picked by {measure}, which no test image enters, over the seeds 3 5 8 that are shown" in text
+    assert "picked by" not in text_of(table) and best.pick(table, None) == table
+
+
+def test_no_test_image_moves_what_is_picked(several: Path) -> None:
+    """Other test accuracies, in all runs: the same settings."""
+    def chosen() -> set[str]:
+        return {row.method for row in best.pick(table_of(several), "ToW_val") if row.picked}
+
+    before = chosen()
+    for seed in SEEDS:
+        for name in ("", "b", "c"):
+            folder = several / "forget" / f"NG-{seed}{name}"
+            metrics = read_record(folder).record["metrics"]
+            change(folder, metrics=metrics | {"test": (50.0, 80.0, 20.0)["bc".find(name) + 1 if name else 0]})
+    assert chosen() == before
+
+
+def test_a_collapsed_setting_or_one_of_fewer_seeds_is_not_picked(several: Path) -> None:
+    first = next(row for row in best.pick(table_of(several), "ToW_val") if row.picked)
+    change(first.pairs[0].run.folder, collapsed=True)
+    second = next(row for row in best.pick(table_of(several), "ToW_val") if row.picked)
+    assert second.method != first.method
+    change(second.pairs[0].run.folder, status="running")
+    third = next(row for row in best.pick(table_of(several), "ToW_val") if row.picked)
+    assert third.method not in (first.method, second.method)
