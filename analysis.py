@@ -6,13 +6,12 @@ python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by t
 
 import arg_parser
 from report import bygroup, bysparsity, contrasts, output, plots, scores
-from utils import say
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
-    say(output.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
+    output.end(output.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
 
 
 if __name__ == "__main__":

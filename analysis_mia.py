@@ -6,13 +6,12 @@ python analysis_mia.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans 
 
 import arg_parser
 from report import bygroup, bysparsity, contrasts, output, plots
-from utils import say
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
     more = [bygroup.mia_tables, bysparsity.mia_tables]
-    say(output.write(args.cfg, contrasts.MIA, plots.mia_figures, more))
+    output.end(output.write(args.cfg, contrasts.MIA, plots.mia_figures, more))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import models
 import sources
 import unlearn
 from stages import CHOOSERS, FREE, PROTOCOL_OF, PROTOCOLS, STAGES, chosen, flag_of, planting
-from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, flag_words
+from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, flag_words, program
 
 Groups = dict[str, type[Config]]  # group -> its settings
 Values = dict[str, dict[str, Any]]  # group -> setting -> value
@@ -120,7 +120,7 @@ def command_of(run: Saved) -> list[str]:
         typed |= _differing(stage, groups, typed, parent, recorded, names)
     place = run.folder.parent.parent
     typed |= {"save_dir": str(place)} if place != Path(RunConfig().save_dir) else {}
-    return ["python", STAGES[stage][0], *(word for flag, value in typed.items() for word in flag_words(flag, value))]
+    return [*program(STAGES[stage][0]), *(word for flag, value in typed.items() for word in flag_words(flag, value))]
 
 
 def told(error: BadInput) -> str:

@@ -8,7 +8,7 @@
 
 from models.files import ModelConfig, load, new, save
 from models.layers import Classifier, Normalize, embed, fold_batchnorm
-from models.originals import Original, check_whole, find_original, load_original, record_inside, whereabouts
+from models.originals import Original, check_whole, find_original, load_original, locate, record_inside, whereabouts
 from models.peer import infer_num_classes, load_peer, load_state, read_safely
 from models.registry import ARCHS, Arch, build, build_empty, table
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_original",
     "load_peer",
     "load_state",
+    "locate",
     "new",
     "read_safely",
     "record_inside",

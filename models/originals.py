@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,12 +181,35 @@ def find_original(typed: dict[str, Any], narrow: dict[str, Any], results_only: b
 
 
 def whereabouts(parent: Mapping[str, Any], save_dir: Path) -> str:
-    """The file of a record's parent; where it was moved together with the runs, found by its hash."""
-    if Path(parent["path"]).exists():
-        return parent["path"]
-    # originals first, since raw leaves a copy of its own
-    files = sorted(save_dir.glob("*/*/model.pt"), key=lambda file: (file.parts[-3] not in (*STAGES, "trojan"), file))
-    return next((str(file) for file in files if sha256(file) == parent["sha256"]), parent["path"])
+    """The file of a record's parent, wherever it lies now; the recorded path where it is nowhere."""
+    return str(locate(parent, save_dir) or parent["path"])
+
+
+def locate(parent: Mapping[str, Any], save_dir: Path) -> Path | None:
+    """The file with the hash of a record's parent: at its old place, or below ``save_dir``, whatever was moved or renamed.
+
+    A folder of the old name is looked into first, then all that originals lie in, then raw's copies of them.
+    """
+    path = Path(parent["path"])
+    again = [folder / path.parent.name / path.name for folder in sorted(save_dir.glob("*"))]
+    stages = (*STAGES, "trojan", path.parts[-3] if len(path.parts) > 2 else "")
+    below = sorted(save_dir.glob("*/*/model.pt"))
+    rest = [*(file for file in below if file.parts[-3] in stages), *(file for file in below if "-raw-" in file.parts[-2])]
+    tried = dict.fromkeys([path, *again, save_dir / path.name, *rest])
+    return next((file for file in tried if os.path.isfile(file) and _hash(file) == parent["sha256"]), None)
+
+
+def _hash(file: Path) -> str:
+    with contextlib.suppress(BadInput, OSError):  # closed to us
+        known = file.stat()
+        return _hash_of(str(file), known.st_size, known.st_mtime_ns)
+    return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_of(file: str, size: int, changed: int) -> str:
+    """Of a file as it is at this size and time; an analysis asks for the same originals again and again."""
+    return sha256(Path(file))
 
 
 def _named(path: Path) -> Original:

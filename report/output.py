@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.statistics import Number
-from report import best, contrasts
+from report import best, contrasts, folders
 from report.contrasts import Study
 from report.names import Heading, headings
 from report.names import merged as merged_heading
@@ -18,10 +19,11 @@ from report.requests import over_requests, spread
 from report.rows import Row, in_order, rows
 from report.table import Part, latex, markdown
 from report.tables import csv_of, part_of
-from utils import BadInput, write_atomic
+from utils import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 @dataclasses.dataclass(frozen=True)
 class Pivot:
@@ -43,6 +45,13 @@ class Pivot:
         return Heading(self.told or self.heading, self.heading if self.told else "")
 
 
+class Written(NamedTuple):
+    """The tables for the screen; whole: whether all that was asked for is in them."""
+
+    text: str
+    whole: bool
+
+
 class Extra(NamedTuple):
     """Tables under one file name, and figures by theirs."""
 
@@ -52,16 +61,17 @@ class Extra(NamedTuple):
     figures: dict[str, Figure]
 
 
-def _keep(cfg: FilterConfig, table: Extra) -> list[str]:
-    """Write a table and its figures; the names of the files."""
+def files_of(table: Extra) -> dict[str, bytes]:
+    """A table and its figures as files."""
     out = io.StringIO()
     csv.writer(out).writerows(table.csv)
-    write_atomic(cfg.folder / f"{table.name}.csv", lambda file: file.write(out.getvalue().encode()), "--out")
-    for ending, text in _texts(table):
-        write_atomic(cfg.folder / f"{table.name}.{ending}", lambda file, it=text: file.write(it.encode()), "--out")
+    found = {f"{table.name}.csv": out.getvalue().encode()}
+    found |= {f"{table.name}.{ending}": text.encode() for ending, text in _texts(table)}
     for name, drawing in table.figures.items():
-        write_atomic(cfg.folder / f"{name}.png", lambda file, it=drawing: it.savefig(file, format="png", dpi=130), "--out")
-    return [f"{table.name}.{ending}" for ending in ("csv", *dict(_texts(table)))] + [f"{name}.png" for name in table.figures]
+        image = io.BytesIO()
+        drawing.savefig(image, format="png", dpi=130)
+        found[f"{name}.png"] = image.getvalue()
+    return found
 
 
 def _texts(table: Extra) -> list[tuple[str, str]]:
@@ -106,20 +116,18 @@ def over(part: list[Row]) -> Heading:
 
 
 def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict[str, Figure]],
-          more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = ()) -> str:
-    """Tables and figures of the runs that pass the filters; returns the tables for the screen.
+          more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = ()) -> Written:
+    """Tables and figures of the runs that pass the filters, as files; none where no run has a retrain.
 
     Args:
         draw: the figures of one setting by name, told where it has no headroom; more: what gives the tables beside the main
             one, which may be none.
     """
     found = gather(cfg)
+    if not found.pairs:
+        return Written("\n".join([*found.notes, "no run has its retrain, so nothing was compared or written"]), False)
     every = rows(found.pairs)
     table = best.pick(every, cfg.best)
-    try:
-        cfg.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {cfg.folder}: {error.strerror}; choose another --out") from error
     settings = by_setting(table)
     figures: dict[str, Figure] = {}
     for part in settings.values():
@@ -128,6 +136,15 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
         figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in drawn.items()}
     main, *rest = of_study(cfg, study, every)
     extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]
-    written = [file for extra in extras for file in _keep(cfg, extra)]
+    files = {name: content for extra in extras for name, content in files_of(extra).items()}
+    folders.keep(cfg.folder, study.name, files)
     texts = [markdown(extra.parts) for extra in extras if extra.parts]
-    return "\n".join([*texts, *found.notes, f"{cfg.folder}: {', '.join(written)}"])
+    text = "\n".join([*texts, *found.notes, f"{cfg.folder}: {', '.join(files)}"])
+    return Written(text, cfg.partial or found.whole)
+
+
+def end(written: Written) -> None:
+    """Say what was written; the program ends with 1 where not all that was asked for is in it."""
+    say(written.text)
+    if not written.whole:
+        sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,16 @@ import numpy as np
 
 from evaluation.accuracy import EvaluationConfig, metrics_of
 from groups import LEVELS
-from models import whereabouts
-from report.settings import Setting, departures, pairing, places, told_apart
+from report.filters import OF_ANY, emptied, passes, passes_all, without
+from report.folders import folder_of
+from report.missing import listed, missing
+from report.settings import Setting, departures, is_plan, name_of, pairing, places, told_apart
 from sources.scores import PROXIES
-from utils import BadInput, Saved, flag_words, hp, read_arrays, survey
+from utils import BadInput, Saved, damage, hp, read_arrays, survey
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
-LISTED = 3  # runs that are named where many are left out
+READ = ("outputs.npz", "splits.npz")  # a model.pt may stay on the machine that it was made on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class FilterConfig(EvaluationConfig):
     """Which finished runs to compare; a flag that is not given does not filter."""
 
     save_dir: str = hp("runs", "folder of the run folders")
-    out: str | None = hp(None, "folder of the tables and plots (default: SAVE_DIR/analysis)")
+    out: str | None = hp(None, "folder of the tables and plots (default: SAVE_DIR/analysis, and in it for each choice by the "
+                         "other flags a folder named after it, such as seed=1)")
     dataset: str | None = hp(None, "only this data set")
     arch: str | None = hp(None, "only this architecture")
     unlearn: tuple[str, ...] | None = hp(None, "only these methods, by name, and the plans of main_rum.py by them; or plans by "
@@ -47,10 +49,12 @@ class FilterConfig(EvaluationConfig):
     delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
                       "chosen before the runs are seen", above=0)
     delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)
+    partial: bool = hp(False, "exit with 0 though retrains are missing or runs damaged, which are listed below the tables and "
+                       "else end in 1; runs that are not finished, or of an older form, never do")
 
     @property
     def folder(self) -> Path:
-        return Path(self.out or Path(self.save_dir) / "analysis")
+        return folder_of(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,20 +96,14 @@ class Pair:
 
 
 class Found(NamedTuple):
-    """What is compared, and what is to be said of runs that are not."""
+    """What is compared, what is to be said of runs that are not, and whether all that the filters take is compared.
+
+    whole: no retrain is missing and no run is damaged; what has not finished or is of an older form does not count.
+    """
 
     pairs: list[Pair]
     notes: list[str]
-
-
-def name_of(run: Saved) -> str:
-    if is_plan(run):
-        return run.record["plan"]["name"]
-    return run.setting("unlearn") + (", own pruning" if run.setting("own_pruning") else "")
-
-
-def is_plan(run: Saved) -> bool:
-    return "plan" in run.record
+    whole: bool
 
 
 def needs_scores(run: Saved) -> bool:
@@ -120,38 +118,52 @@ def gather(cfg: FilterConfig) -> Found:
     original is the reference, the others are methods beside it; if none was, each is a reference of a setting of its own.
 
     Raises:
-        BadInput: no run passes, or none has a retrain (with the command that makes it); two retrains were trained alike.
+        BadInput: no run passes (with what each filter left); two retrains were trained alike.
     """
-    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
-    stages = ("forget", "rum")
-    read = ("outputs.npz", "splits.npz")  # a model.pt may stay on the machine that it was made on
-    finished, problems = survey(Path(cfg.save_dir), stages, files=read, **wanted)
-    every = [run for run in finished if _of_seed(run, cfg)]
-    older = [run for run in every if NEEDED - run.record.keys()]
-    runs = [run for run in every if not NEEDED - run.record.keys()]
+    # which are damaged is asked of those alone that anybody wants
+    there, problems = survey(Path(cfg.save_dir), ("forget", "rum"), finished=None, files=("record.json",))
+    finished = [run for run in there if run.record["status"] == "done"]
+    older = [run for run in finished if NEEDED - run.record.keys() and passes_all(run, cfg, OF_ANY)]
+    every = [run for run in finished if not NEEDED - run.record.keys()]
+    asked = [run for run in every if passes(run, cfg)]
+    lost = {run.folder: error for run in asked if (error := damage(run, *READ)) is not None}
+    whole = [run for run in asked if run.folder not in lost]
+    problems += map(str, lost.values())
     retrains: dict[str, list[Saved]] = {}
-    for run in runs:
+    for run in whole:
         if name_of(run) == "retrain":
             retrains.setdefault(pairing(run), []).append(run)
-    kept = [run for run in runs if name_of(run) != "retrain" and _passes(run, cfg)]
+    kept = [run for run in whole if name_of(run) != "retrain"]
     if not kept:
-        raise BadInput(f"no finished unlearning run under {cfg.save_dir}/forget or {cfg.save_dir}/rum passes the filters; "
-                       f"main_forget.py and main_rum.py make them{_passed_over(problems)}")
+        raise BadInput(_nothing(every, cfg) + _passed_over(problems))
     alone = [run for run in kept if pairing(run) not in retrains]
-    if len(alone) == len(kept):
-        raise BadInput(f"{alone[0].folder} has no retrain to compare with; make it: {retrain_command(alone[0], cfg.save_dir)}"
-                       f"{_passed_over(problems)}")
     kept = [run for run in kept if pairing(run) in retrains]
     references = {key: _references(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
     used = [run for there in references.values() for run in there.values()]
     if cfg.unlearn is None or "retrain" in cfg.unlearn:
         folders = {run.folder for run in used}
         kept += [run for key in references for run in retrains[key] if run.folder not in folders]
-    late = [run for run in survey(Path(cfg.save_dir), stages, finished=False, **wanted)[0] if _of_seed(run, cfg)]
-    late = [run for run in late if _passes(run, dataclasses.replace(cfg, unlearn=None) if name_of(run) == "retrain" else cfg)]
-    notes = [*_without_retrain(alone, cfg.save_dir), *_unfinished(late), *_of_older_form(older, [*used, *kept]),
-             *(f"passed over: {problem}" for problem in problems)]
-    return Found(_beside(used, kept, references, cfg), notes)
+    spoiled = [run for run in asked if run.folder in lost and name_of(run) == "retrain"]
+    notes = [*missing(alone, spoiled, cfg.save_dir), *_unfinished(_late(there, cfg)),
+             *_of_older_form(older, [*used, *kept]), *(f"passed over: {problem}" for problem in problems)]
+    return Found(_beside(used, kept, references, cfg), notes, not alone and not problems)
+
+
+def _late(there: list[Saved], cfg: FilterConfig) -> list[Saved]:
+    """Runs that the filters take and that did not finish; of retrains, those of a forget set that they take."""
+    late = [run for run in there if run.record["status"] != "done"]
+    return [run for run in late if passes(run, cfg) and passes_all(run, without(cfg, "unlearn"))]
+
+
+def _nothing(every: list[Saved], cfg: FilterConfig) -> str:
+    """Why nothing is left to compare."""
+    there = [run for run in every if name_of(run) != "retrain"]
+    where = f"under {cfg.save_dir}/forget or {cfg.save_dir}/rum"
+    if not there:
+        only = f" but {len(every)} of retrain" if every else ""
+        return (f"no finished unlearning run {where} passes the filters: there is none{only}; main_forget.py and "
+                "main_rum.py make them")
+    return f"no finished unlearning run {where} passes the filters: {emptied(there, cfg)}"
 
 
 def _passed_over(problems: list[str]) -> str:
@@ -197,62 +209,21 @@ def _references(retrains: list[Saved]) -> dict[str, Saved]:
     return {words: same[0] for words, same in taken.items()}
 
 
-def _of_seed(run: Saved, cfg: FilterConfig) -> bool:
-    return cfg.seed is None or run.setting("seed") in cfg.seed
-
-
-def _listed(runs: list[Saved], told: str = "") -> str:
-    shown = [f"{run.folder}{f' ({run.record[told]})' if told else ''}" for run in runs[:LISTED]]
-    return ", ".join(shown) + (f" and {len(runs) - LISTED} more" if len(runs) > LISTED else "")
-
-
-def _without_retrain(runs: list[Saved], save_dir: str) -> list[str]:
-    """A line for each retrain that is missing, with the command that makes it."""
-    missing: dict[str, list[Saved]] = {}
-    for run in runs:
-        missing.setdefault(pairing(run), []).append(run)
-    return [f"note: without a retrain to compare with, and left out: {_listed(there)}; make it: "
-            f"{retrain_command(there[0], save_dir)}" for there in missing.values()]
-
-
 def _unfinished(runs: list[Saved]) -> list[str]:
     many = f"{len(runs)} run{'s'[: len(runs) - 1]}"
     return [f"note: {many} that the filters take did not finish and {'are' if len(runs) > 1 else 'is'} in no table: "
-            f"{_listed(runs, 'status')}; the same commands go on"] if runs else []
+            f"{listed(runs, 'status')}; the same commands go on"] if runs else []
 
 
 def _of_older_form(left_out: list[Saved], shown: list[Saved]) -> list[str]:
     """What is said of records that lack what is needed, and of those that tell less of their original than it takes."""
-    lines = [f"note: left out, since an earlier version of this suite made their records: {_listed(left_out)}; repeat them "
+    lines = [f"note: left out, since an earlier version of this suite made their records: {listed(left_out)}; repeat them "
              "with --force"] if left_out else []
     parents = [(run, run.record["parent"]) for run in shown]
     silent = [run for run, parent in parents if parent.get("training") is not None and not parent.get("setup")]
-    return lines + [f"note: an earlier version made the records of {_listed(silent)}, which do not tell the batch size, "
+    return lines + [f"note: an earlier version made the records of {listed(silent)}, which do not tell the batch size, "
                     "augmentation, precision and device of their original: other originals may share their rows; repeat them "
                     "with --force"] if silent else lines
-
-
-def _passes(run: Saved, cfg: FilterConfig) -> bool:
-    """The filters on method and forget set, which a retrain need not pass: it is found through its run."""
-    asked = all(getattr(cfg, name) in (None, run.setting(name))
-                for name in ("num_indexes_to_replace", "forget_fraction", "aug", "mem", "group_index"))
-    classes = cfg.class_to_replace is None or tuple(run.setting("class_to_replace")) == cfg.class_to_replace
-    # what the scores were stands in the record of a finished run alone
-    score = run.record["scores"].get("name") if "scores" in run.record else run.setting("mem_proxy")
-    name = name_of(run)
-    names = {name, run.setting("unlearn"), *([name.split()[0]] if is_plan(run) else [])}
-    return asked and classes and cfg.mem_proxy in (None, score) and (cfg.unlearn is None or bool(names & set(cfg.unlearn)))
-
-
-def retrain_command(run: Saved, save_dir: str) -> str:
-    """The command line that makes a run's retrain, to be pasted into a shell."""
-    parent, settings = run.record["parent"], run.record["settings"]
-    words = ["python", "main_forget.py", "--unlearn", "retrain", "--checkpoint", whereabouts(parent, Path(save_dir)),
-             "--forget_index", str(run.folder / "splits.npz"), "--seed", str(run.setting("seed")), "--save_dir", save_dir]
-    if parent["training"] is None:  # a published file has no record to take these from
-        for name, value in {**settings["protocol"], **settings["data"], **settings["model"]}.items():
-            words += flag_words(name, value)
-    return shlex.join(words)
 
 
 def _parts(runs: list[Saved]) -> dict[Path, Groups]:

@@ -63,6 +63,17 @@ class Setting(NamedTuple):
         return f"{self.model}, forget {self.what}{by}{self.against}{request}, {self.tag}"
 
 
+def name_of(run: Saved) -> str:
+    """The method's name, or that of the plan which main_rum.py followed."""
+    if is_plan(run):
+        return run.record["plan"]["name"]
+    return run.setting("unlearn") + (", own pruning" if run.setting("own_pruning") else "")
+
+
+def is_plan(run: Saved) -> bool:
+    return "plan" in run.record
+
+
 def pairing(run: Saved) -> str:
     """What a run and its retrain have in common: forget set, seed and original."""
     return digest_of([run.record["split_key"], run.setting("seed"), run.record["parent"]["sha256"]])

@@ -97,8 +97,8 @@ def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, 
     """A row a method and sparsity with all measures; the first once more with the sparsities side by side."""
     make = bysparsity.tow_tables if study is bysparsity.TOW else bysparsity.mia_tables
     text = output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {},
-                        [make])
-    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv"} | {
+                        [make]).text
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv", "tow.files.json"} | {
         f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex", "png")
         if (stem, end) != ("tow", "png")}
     shown = (tmp_path / f"{study.stem}.md").read_text()

@@ -207,7 +207,7 @@ def test_published_file_can_be_unlearned_retrained_and_masked(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         shell.call("analysis.py", save_dir=out)
-    command = shlex.split(re.search(r"make it: (.*)", capsys.readouterr().err)[1])
+    command = shlex.split(re.search(r"make it: (.*)", capsys.readouterr().out)[1])
     shell.STAGES[command[1]].main([*command[2:], *shell.QUIET, "--unlearn_epochs", "1"])
     shell.call("analysis.py", save_dir=out)
     assert shell.only(out, "forget", unlearn="retrain").setting("unlearn_lr") == 0.1  # the protocol's

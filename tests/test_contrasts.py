@@ -36,7 +36,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def analysed(root: Path, out: Path, study: contrasts.Study = contrasts.TOW, **flags: Any) -> str:
     """What the analysis says, without its figures."""
-    return output.write(AnalysisConfig(save_dir=str(root), out=str(out), **flags), study, lambda rows, note: {})
+    return output.write(AnalysisConfig(save_dir=str(root), out=str(out), **flags), study, lambda rows, note: {}).text
 
 
 def found(root: Path, measure: str, against: str, **flags: Any) -> dict[str, contrasts.Contrast]:

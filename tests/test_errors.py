@@ -169,7 +169,6 @@ save_dir below a file | train | {THREE} --save_dir {empty}/runs | cannot write &
 nothing to analyse | analysis | --save_dir {tmp} | no finished unlearning run & main_forget.py
 filter lets nothing pass | analysis_mia | --save_dir {runs} --num_indexes_to_replace 99 | passes the filters
 filter by another data set | analysis | --save_dir {runs} --dataset cifar10 | passes the filters
-analysis without retrain | analysis | --save_dir {no_retrain} | no retrain & --unlearn retrain & splits.npz
 analysis of damaged outputs | analysis | --save_dir {damaged_outputs} --mia interval | outputs.npz & --force
 analysis of halved outputs | analysis | --save_dir {halved_outputs} --mia interval | outputs.npz & --force
 out is a file | analysis | --save_dir {runs} --unlearn FT --out {empty} | cannot write & --out
@@ -439,7 +438,10 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
 def test_analysis_without_retrain_prints_the_command_that_helps(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
     """The command is run as it stands, and then the same analysis goes through."""
     folder = room.no_retrain().rename(Path(room["tmp"]) / "two words")
-    said = message("analysis.py", ["--save_dir", str(folder)], room, capsys)
+    with pytest.raises(SystemExit) as end:
+        shell.call("analysis.py", save_dir=folder)
+    said = capsys.readouterr().out
+    assert end.value.code == 1 and not (folder / "analysis").exists()
     command = shlex.split(re.search(r"make it: (.*)", said)[1])
     assert command[0] == "python"
     shell.STAGES[command[1]].main([*command[2:], *shell.QUIET])

@@ -86,5 +86,5 @@ def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_
         main([*words[2:], *([] if words[1].startswith("analysis") else ["--no_progress", "--device", "cpu"])])
     said = capsys.readouterr().out
     assert "| retrain" in said and "ToW-MIA" in said
-    made = {path.name for path in (tmp_path / "runs" / "analysis").iterdir()}
+    made = {path.name for path in (tmp_path / "runs" / "analysis").rglob("*")}
     assert {"tow.csv", "tow.md", "tow.png", "accuracy.png", "confidence.png", "cost.png", "tow_mia.csv", "mia.png"} <= made

@@ -31,7 +31,7 @@ def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The folder of analysis.py's files, and what it says."""
     out = tmp_path_factory.mktemp("out")
     text = output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW,
-                        lambda rows, note: {"tow": plots.bars(rows, "ToW", "title")}, [bygroup.tow_tables])
+                        lambda rows, note: {"tow": plots.bars(rows, "ToW", "title")}, [bygroup.tow_tables]).text
     return out, text
 
 

@@ -11,7 +11,7 @@ import pytest
 import shell
 
 import arg_parser
-from report.pairs import retrain_command
+from report.missing import retrain_command
 from utils import Saved, find_runs
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)

@@ -162,9 +162,9 @@ def run_of(file: Path) -> Saved | None:
     return require(read_record(file.parent), file.name) if os.path.exists(file.parent / RECORD) else None
 
 
-def survey(root: Path, stages: tuple[str, ...], *, finished: bool = True, files: tuple[str, ...] = (),
+def survey(root: Path, stages: tuple[str, ...], *, finished: bool | None = True, files: tuple[str, ...] = (),
            **wanted: Any) -> tuple[list[Saved], list[str]]:
-    """The finished (or the unfinished) runs of the stages whose settings equal all that is ``wanted``, oldest first.
+    """The finished (or the unfinished; None: all) runs of the stages whose settings equal all that is wanted, oldest first.
 
     Args:
         root: a ``save_dir``; one that is not there has no runs.
@@ -180,9 +180,10 @@ def survey(root: Path, stages: tuple[str, ...], *, finished: bool = True, files:
         except BadInput as error:
             problems.append(str(error))
             continue
-        if (run.record["status"] != "done") == finished or any(run.setting(name) != value for name, value in wanted.items()):
+        done = run.record["status"] == "done"
+        if finished not in (None, done) or any(run.setting(name) != value for name, value in wanted.items()):
             continue
-        lost = damage(run, *files) if finished else None
+        lost = damage(run, *files) if done else None
         if lost is None:
             runs.append(run)
         else:
