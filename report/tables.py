@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation import separation
 from evaluation.accuracy import METRICS
-from evaluation.statistics import Number
+from evaluation.statistics import DIFFERENT, Number
 from groups import LEVELS
 from report import best, contrasts
 from report.contrasts import NOTHING, RETRAIN, Contrast, Study
@@ -186,12 +186,28 @@ def _legend(found: list[Contrast], cfg: FilterConfig) -> list[str]:
 
 def part_of(part: list[Row], heading: Heading, cfg: FilterConfig, study: Study) -> Part:
     """All that tables say of one setting."""
-    reason, tables = contrasts.nobody_best(part, study, cfg), comparisons(part, cfg, study)
-    apart = "This forget set does not tell the methods apart; none is the best."
-    verdicts = [f"{reason[:1].upper()}{reason[1:]}. {apart}"] if reason else []
-    if not tables and contrasts.methods_of(part):
-        verdicts.append("One seed: differences cannot be judged; runs of other seeds are needed.")
-    return Part(heading, (main_table(part, cfg, study), *tables), tuple(verdicts), part[0].place.tag)
+    tables = comparisons(part, cfg, study)
+    return Part(heading, (main_table(part, cfg, study), *tables), tuple(verdicts(part, cfg, study)), part[0].place.tag)
+
+
+def verdicts(part: list[Row], cfg: FilterConfig, study: Study) -> list[str]:
+    """What the tables of a setting say, in a sentence: the best, what is told from it and what is not; or why nobody is."""
+    if reason := contrasts.nobody_best(part, study, cfg):
+        return [f"{reason[:1].upper()}{reason[1:]}. This forget set does not tell the methods apart; none is the best."]
+    if (every := contrasts.of_setting(part, study, cfg)) and max(contrast.found.n for contrast in every) == 1:
+        return ["One seed: differences cannot be judged; runs of other seeds are needed."]
+    first = contrasts.best_of(part, study.headline)
+    found = contrasts.with_best(part, study.headline, cfg, first)
+    if first is None or not found:
+        return []
+    names = {row.method: row.told for row in contrasts.methods_of(part)}
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    for contrast in found:
+        groups[contrast.verdict.startswith(DIFFERENT)].append(names[contrast.method])
+    told = [f"{words}: {', '.join(there)}" for words, there in (("told from it by the paired test", groups[True]),
+                                                                ("not told from it", groups[False])) if there]
+    number = cell(first.numbers[study.headline], 3)
+    return [f"Nearest to retrain by {study.headline}: {first.told}, {number}; {'; '.join(told)}."]
 
 
 def csv_of(table: list[Row]) -> list[list[Any]]:

@@ -268,7 +268,7 @@ def test_a_table_says_what_its_means_are_over_and_what_images_alone_change(bench
     assert "Means over training seeds, for this forget set alone" in said and "on the logit scale" in said
     images = row_of(table, "retrain").images
     assert f"forget {images['forget']:.2f}, test {images['test']:.2f}, MIA {images['MIA']:.2f} points" in said
-    assert "published one" in told(table, {}, tables.SCREEN["tow"]) and "published one" not in said
+    assert "published one" in told(table, {}, tables.EVERY["tow"]) and "published one" not in said
 
 
 # --------------------------------------------------------------------------------------------------------------- requests
@@ -369,3 +369,16 @@ def test_rows_of_requests_keep_the_fields_of_rows(requests: Path) -> None:
     assert row.units == ["1drawn", "2drawn", "3drawn"] and len(row.pairs) == 9 and row.seeds == list(SEEDS)
     assert row_of(merged, "NG").others_seeds(merged) and not row.others_seeds(merged)
     assert dataclasses.replace(row, numbers={}).collapsed == 0
+
+
+def test_the_verdict_names_the_best_and_what_is_and_is_not_told_from_it(bench: Path, tmp_path: Path) -> None:
+    """As pairs.csv has it: each of the others in one of the two lists."""
+    analysed(bench, tmp_path)
+    (part,) = {(line["against"]) for line in csv_lines(tmp_path / "pairs.csv")} - {"retrain", FLOOR}
+    lines = [line for line in csv_lines(tmp_path / "pairs.csv") if (line["measure"], line["against"]) == ("ToW", part)]
+    (said,) = tables.verdicts(table_of(bench), AnalysisConfig(), contrasts.TOW)
+    told, _, rest = said.partition("not told from it: ")
+    assert said.startswith(f"Nearest to retrain by ToW: {part}, ") and len(lines) == 2
+    for line in lines:
+        assert (line["method"] in told) == line["verdict"].startswith("different")
+        assert (line["method"] in rest) != line["verdict"].startswith("different")
