@@ -16,10 +16,11 @@ from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
 from trainer import predict, predict_all
-from utils import BadInput, Config, Run, Runtime, hp, read_arrays, say
+from utils import BadInput, Config, Kept, Run, Runtime, hp, read_arrays, say
 
 ASKED = 500  # training images that a bare file is asked about
 PARTS = ("retain", "forget", "val", "test")
+KEPT = Kept(2**28)  # bytes of outputs that an analysis holds: each run's are asked for by its row, its floor, its figures
 # metric -> (unit, healthy direction, meaning); the README's table
 METRICS = {
     "forget": ("%", "as retrain's", "accuracy on the forget set"),
@@ -189,7 +190,8 @@ def load_outputs(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of outputs.npz: <part>_index, <part>_labels int64 [N], <part>_logits float32 [N, K]."""
     form = {f"{part}_{name}": shape for part in ("retain", "forget", "test") for name, shape in (
         ("index", ("iu", f"{part}")), ("labels", ("iu", f"{part}")), ("logits", ("f", f"{part} classes")))}
-    return read_arrays(folder / "outputs.npz", form)
+    path = folder / "outputs.npz"
+    return KEPT.get(path, lambda: read_arrays(path, form))
 
 
 def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,

@@ -12,6 +12,7 @@ from utils.files import (
     write_json,
     write_tensors,
 )
+from utils.kept import Kept
 from utils.programs import program
 from utils.readers import UNREADABLE, load_arrays, open_regular, read_json, read_whole_numbers, reading, reason
 from utils.records import SCHEMA, Saved, damage, files_of, find_runs, misfit, read_record, require, run_of, survey, unusable
@@ -21,7 +22,7 @@ from utils.settings import Config, Registry, did_you_mean, flag_words, hp
 from utils.words import BadInput, CannotWrite, Damaged, Mended, Unfinished, as_line, put, say, shown
 
 __all__ = [
-    "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Mask", "Mended", "Registry", "Run",
+    "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Kept", "Mask", "Mended", "Registry", "Run",
     "RunConfig", "Runtime", "RuntimeConfig", "Saved", "Unfinished", "append", "as_line", "damage", "did_you_mean",
     "digest_of", "files_of", "find_runs", "flag_words", "git_commit", "hp", "load_arrays", "make_folder", "misfit",
     "open_regular", "program", "put", "read_arrays", "read_json", "read_record", "read_whole_numbers", "reading", "reason",
