@@ -23,6 +23,7 @@ from utils import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+FIGURED = 12  # settings up to which each has figures of its own: nobody looks at more, and they take seconds each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,16 +131,19 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
     table = best.pick(every, cfg.best)
     settings = by_setting(table)
     figures: dict[str, Figure] = {}
-    for part in settings.values():
+    drawn = cfg.figures or len(settings) <= FIGURED
+    for part in settings.values() if drawn else ():
         reason = contrasts.nobody_best(part, study, cfg)
-        drawn = draw(part, f"{reason.partition(':')[0]}: no method is the best here" if reason else "")
-        figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in drawn.items()}
+        each = draw(part, f"{reason.partition(':')[0]}: no method is the best here" if reason else "")
+        figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in each.items()}
     main, *rest = of_study(cfg, study, every)
     extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]
     files = {name: content for extra in extras for name, content in files_of(extra).items()}
     folders.keep(cfg.folder, study.name, files)
     texts = [markdown(extra.parts) for extra in extras if extra.parts]
-    text = "\n".join([*texts, *found.notes, f"{cfg.folder}: {', '.join(files)}"])
+    few = [] if drawn else [f"note: figures of single settings are drawn where there are at most {FIGURED}, and here are "
+                            f"{len(settings)}; filter them, or ask for all by --figures"]
+    text = "\n".join([*texts, *found.notes, *few, f"{cfg.folder}: {', '.join(files)}"])
     return Written(text, cfg.partial or found.whole)
 
 

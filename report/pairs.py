@@ -49,6 +49,7 @@ class FilterConfig(EvaluationConfig):
     delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
                       "chosen before the runs are seen", above=0)
     delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)
+    figures: bool = hp(False, "draw the figures of every setting, even of more than 12")
     partial: bool = hp(False, "exit with 0 though retrains are missing or runs damaged, which are listed below the tables and "
                        "else end in 1; runs that are not finished, or of an older form, never do")
 
