@@ -5,13 +5,13 @@ python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by t
 """
 
 import arg_parser
-from report import bygroup, bysparsity, contrasts, output, plots, scores
+from report import bygroup, bysparsity, contrasts, figures, output, scores
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
-    output.end(output.write(args.cfg, contrasts.TOW, plots.tow_figures, more))
+    output.end(output.write(args.cfg, contrasts.TOW, figures.tow_charts, more))
 
 
 if __name__ == "__main__":

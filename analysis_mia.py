@@ -5,13 +5,13 @@ python analysis_mia.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans 
 """
 
 import arg_parser
-from report import bygroup, bysparsity, contrasts, output, plots
+from report import bygroup, bysparsity, contrasts, figures, output
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
     more = [bygroup.mia_tables, bysparsity.mia_tables]
-    output.end(output.write(args.cfg, contrasts.MIA, plots.mia_figures, more))
+    output.end(output.write(args.cfg, contrasts.MIA, figures.mia_charts, more))
 
 
 if __name__ == "__main__":

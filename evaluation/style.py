@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,8 @@ class Look:
                 "axes.titlesize": self.size, "axes.labelsize": self.size, "xtick.labelsize": self.size - 0.5,
                 "ytick.labelsize": self.size - 0.5, "legend.fontsize": self.size - 0.5, "xtick.major.width": 0.6,
                 "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.minor.size": 1.5,
-                "lines.linewidth": 1.2, "lines.markersize": 4.2, "text.parse_math": False, "axes.spines.top": False,
+                "lines.linewidth": 0.16 * self.size, "lines.markersize": 0.56 * self.size,
+                "text.parse_math": False, "axes.spines.top": False,
                 "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "lethe"}
 
 
@@ -116,13 +116,3 @@ def wrapped(text: str, width: float, look: Look, size: float | None = None, line
             last = last[:-1]
         found = [*found[: lines - 1], last + "…"]
     return found
-
-
-def colour_of(name: str, families: dict[str, str]) -> str:
-    """A colour that a name has in every figure, by its family; names of no family get one by their own letters.
-
-    Args:
-        families: the beginning of a name -> colour.
-    """
-    best = max((start for start in families if name.startswith(start)), key=len, default=None)
-    return families[best] if best is not None else HUES[zlib.crc32(name.encode()) % len(HUES)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from groups import LEVELS
-from report import names, plots
+from report import names, pivots
+from report.draw import Chart
 from report.labels import labels_of
 from report.notes import BROKEN
 from report.output import Extra, Pivot
@@ -20,9 +21,6 @@ from report.tables import cell, digits_of
 from sources.scores import POLARITY
 from utils import digest_of
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MIX = "mix"
 SCORE = ("by", "file")  # what a column of ``rum`` says itself
 UNSCORED = "no scores"  # the column of plans that need none, where no other plan names a score
@@ -30,14 +28,14 @@ UNSCORED = "no scores"  # the column of plans that need none, where no other pla
 
 def tow_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """tow_by_group and rum, each where there is something in it."""
-    return [*_extra("tow_by_group", "ToW", "ToW by group", by_group(table, "ToW"), plots.dots),
-            *_extra("rum", "ToW", "ToW of RUM and its controls", rum(table, "ToW"), plots.plans)]
+    return [*_extra("tow_by_group", "ToW", "ToW by group", by_group(table, "ToW"), pivots.side_by_side),
+            *_extra("rum", "ToW", "ToW of RUM and its controls", rum(table, "ToW"), pivots.controls)]
 
 
 def mia_tables(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """As ``tow_tables``, of ToW-MIA."""
-    return [*_extra("tow_mia_by_group", "ToW-MIA", "ToW-MIA by group", by_group(table, "ToW-MIA"), plots.dots),
-            *_extra("rum_mia", "ToW-MIA", "ToW-MIA of RUM and its controls", rum(table, "ToW-MIA"), plots.plans)]
+    return [*_extra("tow_mia_by_group", "ToW-MIA", "ToW-MIA by group", by_group(table, "ToW-MIA"), pivots.side_by_side),
+            *_extra("rum_mia", "ToW-MIA", "ToW-MIA of RUM and its controls", rum(table, "ToW-MIA"), pivots.controls)]
 
 
 def _of_setting(table: list[Row]) -> list[tuple[Setting, list[Row]]]:
@@ -134,7 +132,8 @@ def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, asid
     numbers = {label: there for label, there in numbers.items() if there}
     tuned = tuple(label for label in numbers
                   if label != FLOOR and len({_settings(row, aside) for row in cells[label].values()}) > 1)
-    return Pivot(heading, tuple(columns), numbers, broken, tuned, told)
+    behind = tuple(row for label in numbers for row in cells[label].values())
+    return Pivot(heading, tuple(columns), numbers, broken, tuned, told, behind)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
@@ -192,7 +191,7 @@ def _refined_by(run: Any) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def _extra(stem: str, name: str, title: str, pivots: list[Pivot], draw: Callable[[Pivot, str, str], Figure]) -> list[Extra]:
+def _extra(stem: str, name: str, title: str, pivots: list[Pivot], draw: Callable[[Pivot, str, str], Chart]) -> list[Extra]:
     if not pivots:
         return []
     figures = {file: draw(pivot, name, title) for file, pivot in zip(files_of(stem, pivots), pivots, strict=True)}

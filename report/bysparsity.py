@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from report import bygroup, names, plots
+from report import bygroup, names, pivots
 from report.bygroup import Cells, files_of, fill, pivot_of
 from report.notes import BROKEN
 from report.output import Extra, Pivot
@@ -67,9 +67,9 @@ def _extra(study: Study, table: list[Row]) -> list[Extra]:
     found = sweeps(table)
     if not found:
         return []
-    first = [sweep.pivot(study.measures[0]) for sweep in found]
-    drawn = [{name: pivot for name in study.drawn if (pivot := sweep.pivot(name)).cells} for sweep in found]
-    figures = {name: plots.sparsities(part) for name, part in zip(files_of(study.stem, first), drawn, strict=True) if part}
+    files = files_of(study.stem, [sweep.pivot(study.measures[0]) for sweep in found])
+    figures = {f"{file}_{name.replace('-', '_').lower()}": pivots.curves(pivot, name)
+               for file, sweep in zip(files, found, strict=True) for name in study.drawn if (pivot := sweep.pivot(name)).cells}
     return [Extra(study.stem, tuple(part_of(sweep, study) for sweep in found), csv_of(found, study), figures)]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.style import LIGHT, Look, drawn_in, width_of, wrapped
+from evaluation.style import BLACK, LIGHT, Look, drawn_in, width_of, wrapped
 from report.sheet import GAP, PAD, Axis, Dot, Mark, Sheet, number
 
 if TYPE_CHECKING:
@@ -22,19 +22,21 @@ Looks = Mapping[str, tuple[str, str]]  # row or series -> colour and marker
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """dots: series -> row -> number."""
+    """dots: series -> row -> number; bars: places of the first and last of rows that a bar at the right joins."""
 
     axis: Axis
     dots: Mapping[str, Mapping[str, Dot]]
     marks: tuple[Mark, ...] = ()
     title: str = ""
+    bars: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Dots:
-    """Rows with a dot for each series, in one or more panels.
+    """Rows with a dot for each series, in one or more panels; those with the same axis have the same limits.
 
     looks: of the rows where there is one series, else of the series. note: said under the title, in smaller print.
+    across: panels side by side at most.
     """
 
     title: str
@@ -42,6 +44,8 @@ class Dots:
     panels: tuple[Panel, ...]
     looks: Looks
     note: str = ""
+    caption: str = ""
+    across: int = 4
 
     @property
     def series(self) -> list[str]:
@@ -61,6 +65,9 @@ class _DotsOn:
         self.small = look.size - 0.5
         self.series = chart.series
         self.one = len(self.series) == 1
+        self.places = {row: place for place, row in enumerate(chart.rows)}
+        self.limits = {axis: _limits(axis, [panel for panel in chart.panels if panel.axis == axis])
+                       for axis in dict.fromkeys(panel.axis for panel in chart.panels)}
 
     def figure(self) -> Figure:
         chart, look, sheet = self.chart, self.look, self.sheet
@@ -77,7 +84,7 @@ class _DotsOn:
         height = max(step + 0.06, lines * look.line + 0.05) if beside else step + lines * look.line + 0.06
         widest = max(width_of(line, self.small, look.family) for name in names.values() for line in name)
         column = widest + 0.06 if beside else 0.1
-        across = max(1, min(len(chart.panels), int((room - column + GAP) / (PANEL + GAP))))
+        across = max(1, min(len(chart.panels), chart.across, int((room - column + GAP) / (PANEL + GAP))))
         down = math.ceil(len(chart.panels) / across)
         titled = any(panel.title for panel in chart.panels)
         wide = (room - column - GAP * (across - 1)) / across
@@ -110,6 +117,8 @@ class _DotsOn:
             for name in self.series:
                 colour, marker = self.chart.looks[name]
                 self.sheet.key(Line2D([], [], color=colour, marker=marker, linestyle=""), name)
+        if any(panel.bars for panel in self.chart.panels):
+            self.sheet.key(Line2D([], [], color=BLACK, linewidth=2.2), "not told apart")
         for mark in {mark.label: mark for panel in self.chart.panels for mark in panel.marks}.values():
             band = mark.low is not None
             self.sheet.key(Patch(facecolor=mark.colour, alpha=0.25) if band else
@@ -119,10 +128,10 @@ class _DotsOn:
                label: list[str]) -> None:
         """names: of the rows, beside the axes; above: lines of text that stand above the dots of a row instead."""
         chart, look = self.chart, self.look
-        known = [dot for dots in panel.dots.values() for dot in dots.values()]
-        means = [dot.mean for dot in known] + [mark.at for mark in panel.marks if mark.at is not None]
-        means += [x for mark in panel.marks for x in (mark.low, mark.high) if x is not None]
-        low, high = panel.axis.limits(means, [x for dot in known for x in (dot.low, dot.high) if x is not None])
+        low, high = self.limits[panel.axis]
+        inside = low, high
+        if panel.bars:
+            high += 0.07 * (high - low) * (len(panel.bars) + 0.5)
         if panel.axis.log:
             axes.set_xscale("log")
         axes.set_xlim(low, high)
@@ -140,7 +149,10 @@ class _DotsOn:
             off = 0.0 if self.one else spread * ((place + 0.5) / len(self.series) - 0.5)
             for row, dot in panel.dots.get(name, {}).items():
                 colour, marker = chart.looks[row if self.one else name]
-                _dot(axes, dot, chart.rows.index(row) + off + shift, colour, marker, (low, high))
+                _dot(axes, dot, self.places[row] + off + shift, colour, marker, (low, high))
+        for place, (first, last) in enumerate(panel.bars):
+            at = inside[1] + 0.07 * (inside[1] - inside[0]) * (place + 0.5)
+            axes.plot([at, at], [first - 0.2 + shift, last + 0.2 + shift], color=BLACK, linewidth=2.2, solid_capstyle="butt")
         ticks = panel.axis.ticks(low, high, wide, look)
         axes.set_xticks(ticks, [number(x) for x in ticks])
         axes.minorticks_off()
@@ -154,11 +166,18 @@ class _DotsOn:
             axes.set_yticks([])
 
 
+def _limits(axis: Axis, panels: Sequence[Panel]) -> tuple[float, float]:
+    known = [dot for panel in panels for dots in panel.dots.values() for dot in dots.values()]
+    marks = [mark for panel in panels for mark in panel.marks]
+    means = [dot.mean for dot in known] + [x for mark in marks for x in (mark.at, mark.low, mark.high) if x is not None]
+    return axis.limits(means, [x for dot in known for x in (dot.low, dot.high) if x is not None])
+
+
 def _dot(axes: Any, dot: Dot, y: float, colour: str, marker: str, limits: tuple[float, float]) -> None:
     """A dot and its interval; an arrow at the rim where the interval goes on outside."""
     low, high = limits
     if dot.low is not None and dot.high is not None:
-        axes.plot([max(dot.low, low), min(dot.high, high)], [y, y], color=colour, linewidth=1.0, zorder=3,
+        axes.plot([max(dot.low, low), min(dot.high, high)], [y, y], color=colour, zorder=3,
                   solid_capstyle="butt")
         for beyond, at, arrow in ((dot.low < low, low, "<"), (dot.high > high, high, ">")):
             if beyond:

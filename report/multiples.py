@@ -19,7 +19,10 @@ TALL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """xs and ys with the ends of intervals where there are some (NaN: none); label: of the legend, "" for none."""
+    """xs and ys with the ends of intervals where there are some (NaN: none), as lines or as a band.
+
+    label: of the legend, "" for none.
+    """
 
     label: str
     xs: Sequence[float]
@@ -31,6 +34,7 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     hollow: Sequence[bool] = ()
+    band: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Multiples:
     y: Axis
     note: str = ""
     words: tuple[str, ...] = ()
+    caption: str = ""
 
 
 def draw_multiples(chart: Multiples, look: Look) -> Figure:
@@ -132,7 +137,9 @@ def _limits(axis: Axis, found: Sequence[tuple[Sequence[float], Sequence[float] |
 def _line(axes: Any, line: Line, limits: tuple[float, float]) -> None:
     axes.plot(line.xs, line.ys, color=line.colour, marker=line.marker, linestyle=line.dashes, linewidth=line.width,
               markersize=3.5)
-    if line.low is not None and line.high is not None:
+    if line.band and line.low is not None and line.high is not None:
+        axes.fill_between(line.xs, line.low, line.high, color=line.colour, alpha=0.2, linewidth=0)
+    elif line.low is not None and line.high is not None:
         for x, low, high in zip(line.xs, line.low, line.high, strict=True):
             axes.plot([x, x], [max(low, limits[0]), min(high, limits[1])], color=line.colour, linewidth=0.9)
     hollow = [place for place, broken in enumerate(line.hollow) if broken]

@@ -7,11 +7,13 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from evaluation.statistics import Number
-from report import best, contrasts, folders
+from evaluation.style import VENUES
+from report import best, contrasts, draw, folders
 from report.contrasts import Study
+from report.draw import Chart
 from report.names import Heading, headings
 from report.names import merged as merged_heading
 from report.pairs import FilterConfig, gather
@@ -21,8 +23,7 @@ from report.table import Part, latex, markdown
 from report.tables import csv_of, part_of
 from utils import say
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+CAPTIONS = "captions.md"
 FIGURED = 12  # settings up to which each has figures of its own: nobody looks at more, and they take seconds each
 
 
@@ -31,7 +32,7 @@ class Pivot:
     """One measure of several settings beside one another: ``cells[method][column]``, where there is one.
 
     collapsed: (method, column) of the cells in which runs are broken models. tuned: methods whose settings are not the same
-    in all columns. told: the heading for people; heading: with the hashes, for the CSV.
+    in all columns. told: the heading for people; heading: with the hashes, for the CSV. behind: the rows of the cells.
     """
 
     heading: str
@@ -40,6 +41,7 @@ class Pivot:
     collapsed: frozenset[tuple[str, str]] = frozenset()
     tuned: tuple[str, ...] = ()
     told: str = ""
+    behind: tuple[Row, ...] = ()
 
     @property
     def shown(self) -> Heading:
@@ -54,25 +56,28 @@ class Written(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """Tables under one file name, and figures by theirs."""
+    """Tables under one file name, and charts by theirs."""
 
     name: str
     parts: tuple[Part, ...]
     csv: list[list[Any]]
-    figures: dict[str, Figure]
+    figures: dict[str, Chart]
 
 
-def files_of(table: Extra) -> dict[str, bytes]:
+def files_of(table: Extra, venue: str) -> dict[str, bytes]:
     """A table and its figures as files."""
     out = io.StringIO()
     csv.writer(out).writerows(table.csv)
     found = {f"{table.name}.csv": out.getvalue().encode()}
     found |= {f"{table.name}.{ending}": text.encode() for ending, text in _texts(table)}
-    for name, drawing in table.figures.items():
-        image = io.BytesIO()
-        drawing.savefig(image, format="png", dpi=130)
-        found[f"{name}.png"] = image.getvalue()
+    for name, chart in table.figures.items() if venue != draw.NONE else ():
+        found |= {f"{name}.{ending}": content for ending, content in draw.files_of(chart, VENUES[venue]).items()}
     return found
+
+
+def captions_of(extras: Iterable[Extra]) -> bytes:
+    """Markdown: under the name of each figure what stands below it."""
+    return "\n".join(f"## {name}\n\n{it.caption}\n" for extra in extras for name, it in extra.figures.items()).encode()
 
 
 def _texts(table: Extra) -> list[tuple[str, str]]:
@@ -116,13 +121,12 @@ def over(part: list[Row]) -> Heading:
     return merged_heading(part[0].pairs, len({pair.setting.key for pair in part[0].pairs}))
 
 
-def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict[str, Figure]],
+def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Heading, Any], dict[str, Chart]],
           more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = ()) -> Written:
     """Tables and figures of the runs that pass the filters, as files; none where no run has a retrain.
 
     Args:
-        draw: the figures of one setting by name, told where it has no headroom; more: what gives the tables beside the main
-            one, which may be none.
+        charts_of: the charts of one setting by name; more: what gives the tables beside the main one, which may be none.
     """
     found = gather(cfg)
     if not found.pairs:
@@ -130,15 +134,16 @@ def write(cfg: FilterConfig, study: Study, draw: Callable[[list[Row], str], dict
     every = rows(found.pairs)
     table = best.pick(every, cfg.best)
     settings = by_setting(table)
-    figures: dict[str, Figure] = {}
+    told, figures = headings_of(table), {}
     drawn = cfg.figures or len(settings) <= FIGURED
-    for part in settings.values() if drawn else ():
-        reason = contrasts.nobody_best(part, study, cfg)
-        each = draw(part, f"{reason.partition(':')[0]}: no method is the best here" if reason else "")
+    for setting, part in settings.items() if drawn and cfg.venue != draw.NONE else ():
+        each = charts_of(part, told[setting], cfg)
         figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in each.items()}
     main, *rest = of_study(cfg, study, every)
     extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]
-    files = {name: content for extra in extras for name, content in files_of(extra).items()}
+    files = {name: content for extra in extras for name, content in files_of(extra, cfg.venue).items()}
+    if cfg.venue != draw.NONE and any(extra.figures for extra in extras):
+        files[f"{study.name}_{CAPTIONS}"] = captions_of(extras)  # those of ToW and of ToW-MIA stand in one folder
     folders.keep(cfg.folder, study.name, files)
     texts = [markdown(extra.parts) for extra in extras if extra.parts]
     few = [] if drawn else [f"note: figures of single settings are drawn where there are at most {FIGURED}, and here are "

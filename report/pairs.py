@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.accuracy import EvaluationConfig, metrics_of
+from evaluation.style import VENUES
 from groups import LEVELS
 from report.filters import OF_ANY, emptied, passes, passes_all, without
 from report.folders import folder_of
@@ -46,6 +47,8 @@ class FilterConfig(EvaluationConfig):
                           "ToW_val (validation for test), gap_val (mean distance to retrain in forget, retain, validation)",
                           choices=("ToW_val", "gap_val"))
     columns: tuple[str, ...] | None = hp(None, "measures in the main table, by name, or all (default: those that fit a screen)")
+    venue: str = hp("plain", "widths and fonts of the figures, which are written as PNG and PDF: plain fits a column and a "
+                    "screen; none: no figures", choices=(*VENUES, "none"))
     delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
                       "chosen before the runs are seen", above=0)
     delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)

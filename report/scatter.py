@@ -26,7 +26,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Scatter:
-    """front: whether the points that no other one beats (less of both) are joined; marks: bands and lines of y."""
+    """Numbered points with their names below; less of both measures is better.
+
+    front: whether the points that no other one beats are joined, hollow ones left out. diagonal: whether the line of equal
+    numbers is drawn, on equal scales. marks: bands and lines of y.
+    """
 
     title: str
     points: tuple[Point, ...]
@@ -35,6 +39,8 @@ class Scatter:
     note: str = ""
     marks: tuple[Mark, ...] = ()
     front: bool = False
+    diagonal: bool = False
+    caption: str = ""
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -58,6 +64,8 @@ class _ScatterOn:
         self.across = chart.x.limits([p.x.mean for p in chart.points], _ends([p.x for p in chart.points]))
         marked = [x for mark in chart.marks for x in (mark.at, mark.low, mark.high) if x is not None]
         self.up = chart.y.limits([*(p.y.mean for p in chart.points), *marked], _ends([p.y for p in chart.points]))
+        if chart.diagonal:
+            self.across = self.up = min(self.across[0], self.up[0]), max(self.across[1], self.up[1])
 
     def figure(self) -> Figure:
         chart, look, sheet = self.chart, self.look, self.sheet
@@ -92,7 +100,9 @@ class _ScatterOn:
             self.sheet.key(Patch(facecolor=mark.colour, alpha=0.25) if mark.low is not None else
                            Line2D([], [], color=mark.colour, linestyle=mark.dashes), mark.label)
         if self.chart.front:
-            self.sheet.key(Line2D([], [], color=GREY, linewidth=0.8), "no method has less of both")
+            self.sheet.key(Line2D([], [], color=GREY, linewidth=0.8), "none has less of both")
+        if self.chart.diagonal:
+            self.sheet.key(Line2D([], [], color=GREY, linestyle=":", linewidth=0.8), "equal")
 
     def _inside(self, axes: Any) -> None:
         low, high = self.up
@@ -102,8 +112,11 @@ class _ScatterOn:
             if mark.at is not None:
                 axes.axhline(mark.at, color=mark.colour, linestyle=mark.dashes, linewidth=0.9, zorder=1)
         if self.chart.front:
-            best = [self.chart.points[i] for i in front([(p.x.mean, p.y.mean) for p in self.chart.points])]
+            whole = [point for point in self.chart.points if not point.y.hollow]
+            best = [whole[i] for i in front([(p.x.mean, p.y.mean) for p in whole])]
             axes.plot([p.x.mean for p in best], [p.y.mean for p in best], color=GREY, linewidth=0.8, zorder=1)
+        if self.chart.diagonal:
+            axes.plot(self.across, self.up, color=GREY, linestyle=":", linewidth=0.8, zorder=1)
         for point in self.chart.points:
             _point(axes, point, self.across, self.up)
 

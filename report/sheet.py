@@ -68,7 +68,7 @@ class Axis:
 
     def ticks(self, low: float, high: float, inches: float, look: Look, upright: bool = False) -> list[float]:
         """Round numbers between the limits, as many as have room."""
-        most = max(2, int(inches / (2 * look.line if upright else 0.42 * look.size / 7)))
+        most = max(2, int(inches / (2 * look.line if upright else 0.37 * look.size / 7)))
         if not self.log:
             from matplotlib.ticker import MaxNLocator
 

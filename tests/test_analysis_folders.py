@@ -27,7 +27,7 @@ def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(root: Path, study: contrasts.Study = contrasts.TOW, **filters: object) -> Path:
     """A folder with tables alone."""
     cfg = AnalysisConfig(save_dir=str(root), **filters)
-    output.write(cfg, study, lambda rows, note: {})
+    output.write(cfg, study, lambda *_: {})
     return cfg.folder
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import shell
 from grouped import csv_lines, equals, share_tow
+from layout import faults
 from pretended import change, of_csv, pretend, table_of
 
-from report import bygroup, bysparsity, contrasts, output, plots, tables
+from report import bygroup, bysparsity, contrasts, output, pivots, tables
+from report.draw import draw
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR, Row
 from report.table import markdown
@@ -96,11 +98,10 @@ def test_cells_are_means_over_seeds_at_their_sparsity(name: str, table: list[Row
 def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, bench: Path, tmp_path: Path) -> None:
     """A row a method and sparsity with all measures; the first once more with the sparsities side by side."""
     make = bysparsity.tow_tables if study is bysparsity.TOW else bysparsity.mia_tables
-    text = output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {},
-                        [make]).text
-    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv", "tow.files.json"} | {
-        f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex", "png")
-        if (stem, end) != ("tow", "png")}
+    text = output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path)), contrasts.TOW, lambda *_: {}, [make]).text
+    drawn = {f"{study.stem}_{name.lower().replace('-', '_')}.{end}" for name in study.drawn for end in ("png", "pdf")}
+    assert {path.name for path in tmp_path.iterdir()} == drawn | {"pairs.csv", "tow.files.json", "tow_captions.md"} | {
+        f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex")}
     shown = (tmp_path / f"{study.stem}.md").read_text()
     assert shown in text and shown.startswith("## digits · ResNet-20 · pruned by OMP")
     assert "Forgetting and speed by sparsity: mean" in shown and f"{study.measures[0]} by sparsity: mean" in shown
@@ -195,20 +196,25 @@ def test_forget_sets_and_published_files_stand_apart(library: Path, tmp_path: Pa
     assert bysparsity.sweeps(table_of(tmp_path)) == []
 
 
-def test_figure_draws_the_cells(table: list[Row]) -> None:
-    (sweep,) = bysparsity.sweeps(table)
-    pivots = {name: sweep.pivot(name) for name in (*bysparsity.TOW.drawn, "ToW-MIA")}
-    for pivot, axes in zip(pivots.values(), plots.sparsities(pivots).axes, strict=True):
-        assert [text.get_text() for text in axes.get_xticklabels()] == list(AMOUNTS)
-        points = {box.get_label(): box.lines[0].get_xydata() for box in axes.containers}
-        assert list(points) == list(pivot.cells)
-        for method, there in points.items():
-            assert [pivot.columns[round(x)] for x, _ in there] == list(pivot.cells[method])
-            assert [y for _, y in there] == [number[0] for number in pivot.cells[method].values()]
-            low, high = axes.get_ylim()
-            assert all(low < y < high for _, y in there)
-        hollow = [xy for line in axes.lines if line.get_markerfacecolor() == "white" for xy in line.get_xydata()]
-        assert np.array_equal(hollow, [points["NG"][2]])
+@pytest.mark.parametrize("name", [*bysparsity.TOW.drawn, "ToW-MIA"])
+def test_curves_are_the_cells(name: str, table: list[Row]) -> None:
+    """A cell a method, its line beside those of retrain and of retrains among themselves; hollow where it collapsed."""
+    pivot = bysparsity.sweeps(table)[0].pivot(name)
+    chart = pivots.curves(pivot, name)
+    assert chart.words == tuple(AMOUNTS) and chart.x.log is False and chart.y.log is (name == "seconds")
+    beside = [method for method in ("retrain", FLOOR) if method in pivot.cells]
+    assert [cell.name for cell in chart.cells] == ["FT", "NG"]
+    for cell in chart.cells:
+        for method, line in zip([*beside, cell.name], cell.lines, strict=True):
+            numbers = pivot.cells[method]
+            assert [pivot.columns[x] for x in line.xs] == list(numbers)
+            assert list(line.ys) == [number.mean for number in numbers.values()]
+            ends = [number.ends or (math.nan, math.nan) for number in numbers.values()]
+            assert np.array_equal(np.array([line.low, line.high]).T, ends, equal_nan=True)
+            assert list(line.hollow) == [(method, column) in pivot.collapsed for column in numbers]
+    assert sum(map(sum, (line.hollow for cell in chart.cells for line in cell.lines))) == 1
+    assert "95 % t-intervals over seeds" in chart.caption and "n = 2 seeds (3, 5)" in chart.caption
+    assert not faults(draw(chart))
 
 
 def test_real_originals_of_two_sparsities(tmp_path: Path) -> None:
@@ -223,7 +229,7 @@ def test_real_originals_of_two_sparsities(tmp_path: Path) -> None:
     lines = csv_lines(tmp_path / "analysis" / "sparsity.csv")
     assert [(line["method"], line["sparsity"]) for line in lines] == [("retrain", "0.0"), ("retrain", "0.5"), ("FT", "0.0"),
                                                                      ("FT", "0.5")]
-    assert (tmp_path / "analysis" / "sparsity.png").stat().st_size > 10_000
+    assert (tmp_path / "analysis" / "sparsity_tow.png").stat().st_size > 10_000
 
 
 def test_settings_tell_a_method_apart_in_all_columns_or_in_none(library: Path, bench: Path, tmp_path: Path) -> None:
@@ -245,16 +251,14 @@ def test_settings_tell_a_method_apart_in_all_columns_or_in_none(library: Path, b
     assert pivot.tuned == ()
 
 
-@pytest.mark.parametrize("draw", [plots.dots, plots.plans])
-def test_collapsed_points_are_hollow(draw: Any, table: list[Row]) -> None:
-    """In the figures by group and of plans, drawn here from the same cells; the title says what it means."""
+@pytest.mark.parametrize("chart_of", [pivots.side_by_side, pivots.controls])
+def test_collapsed_points_are_hollow(chart_of: Any, table: list[Row]) -> None:
+    """In the figures by group and of plans, drawn here from the same cells; the small print says what it means."""
     pivot = bysparsity.sweeps(table)[0].pivot("ToW")
-    figure = draw(pivot, "ToW", "title")
-    hollow = [tuple(xy) for axes in figure.axes for line in axes.lines
-              if line.get_markerfacecolor() == "white" for xy in line.get_xydata()]
-    ((x, y),) = hollow
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert x == pivot.cells["NG"]["97.5 %"][0] and labels[round(y)] == "NG"
-    assert figure.get_suptitle().endswith("hollow: collapsed")
+    chart = chart_of(pivot, "ToW", "title")
+    hollow = [(panel.title, row) for panel in chart.panels for dots in panel.dots.values() for row, dot in dots.items()
+              if dot.hollow]
+    ((column, row),) = hollow
+    assert (row, column.endswith("97.5 %")) == ("NG", True) and chart.note == "hollow: collapsed"
     whole = dataclasses.replace(pivot, collapsed=frozenset())
-    assert "hollow" not in draw(whole, "ToW", "title").get_suptitle()
+    assert chart_of(whole, "ToW", "title").note == ""

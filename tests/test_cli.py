@@ -139,13 +139,13 @@ def test_several_densities_come_from_one_ranking(library: Path, original: Saved,
 def test_analysis_writes_its_tables_and_plots(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for stage, name, figures in (("analysis.py", "tow", {"tow", "accuracy", "confidence", "cost"}),
+    for stage, name, figures in (("analysis.py", "tow", {"tow", "accuracy", "margins", "cost", "cost_images"}),
                                  ("analysis_mia.py", "tow_mia", {"tow_mia", "mia", "cost_mia"})):
         out = tmp_path / stage
         shell.call(stage, "--out", out, save_dir=library)
         said = capsys.readouterr().out
-        made = {f"{name}.csv", f"{name}.md", f"{name}.files.json",
-                f"{name.replace('tow', 'pairs')}.csv", *(f"{figure}.png" for figure in figures)}
+        made = {f"{name}.csv", f"{name}.md", f"{name}.tex", f"{name}.files.json", f"{name}_captions.md",
+                f"{name.replace('tow', 'pairs')}.csv", *(f"{figure}.{end}" for figure in figures for end in ("png", "pdf"))}
         assert {path.name for path in out.iterdir()} == made
         assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in out.glob("*.png"))
         assert (out / f"{name}.md").read_text().strip() in said

@@ -22,7 +22,8 @@ from torch import nn
 from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
 from evaluation.statistics import Number
-from report import bygroup, bysparsity, plots
+from report import bygroup, bysparsity, figures
+from report.names import Heading
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR
 from unlearn import METHODS
@@ -153,7 +154,7 @@ def test_a_broken_model_is_a_finished_run_and_stands_in_every_table(spoil: Calla
             assert [word for word in lines[0].split() if word.startswith("(")] == words
     assert (tables["tow_mia"]["raw"]["MIA"] == "") == (spoil is nan_weight)
     drawn = {path.name for path in tmp_path.iterdir()}
-    assert tables["tow"]["raw"]["ToW"] and {"tow.png", "mia.png", "cost.png", "confidence.png"} <= drawn
+    assert tables["tow"]["raw"]["ToW"] and {"tow.png", "mia.png", "cost.png", "margins.png"} <= drawn
 
 
 @pytest.mark.parametrize("spoil", [nan_weight, zeros])
@@ -169,13 +170,16 @@ def test_another_attack_is_read_from_a_broken_models_outputs(spoil: Callable[[nn
 
 
 def test_broken_models_are_never_the_best(library: Path) -> None:
-    """The bars go from the worst at the bottom up; a collapsed run is below all, whatever its ToW."""
+    """A collapsed run stands below all, hollow, whatever its ToW, and no front is drawn through it."""
     table = table_of(library / "zeros")
     for row in table:
         if row.method == "raw":
+            row.method, row.pairs[0].run.record["settings"]["method"]["unlearn"] = "GA", "GA"
             row.numbers["ToW"] = Number(1.0, None, 1)
-    (axes,) = plots.bars(table, "ToW", "title").axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["raw [collapsed]  (n=1)", "FT  (n=1)"]
+    chart = figures.headline(table, Heading("zeros", ""), "ToW")
+    assert chart.rows == ("FT", "GA [collapsed]") and chart.note == "hollow: collapsed"
+    (dots,) = chart.panels[0].dots.values()
+    assert dots["GA [collapsed]"].hollow and not dots["FT"].hollow
 
 
 def test_one_of_two_seeds_that_collapsed_is_told(library: Path, tmp_path: Path) -> None:
@@ -210,8 +214,7 @@ def test_tables_of_a_measure_that_no_model_has_are_left_out(library: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bysparsity, "sweeps", lambda table: [sweep])
         (extra,) = bysparsity.mia_tables(AnalysisConfig(), table)
-    (figure,) = extra.figures.values()
-    assert len(figure.axes) == 2  # MIA and seconds, of retrain
+    assert set(extra.figures) == {"sparsity_mia_mia", "sparsity_mia_seconds"}  # of retrain
 
 
 def test_a_plan_that_breaks_its_model_is_recorded(library: Path, tmp_path: Path) -> None:

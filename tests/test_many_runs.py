@@ -42,20 +42,20 @@ def test_outputs_of_every_run_are_read_once(
 
     monkeypatch.setattr(accuracy, "KEPT", Kept(2**28))
     monkeypatch.setattr(accuracy, "read_arrays", counted)
-    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path), **attack), contrasts.TOW, lambda rows, note: {})
+    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path), **attack), contrasts.TOW, lambda *_: {})
     assert read == {path: 1 for path in many.glob("forget/*/outputs.npz")} and len(read) == 12 + 2 * (SETTINGS - 1)
 
 
 def test_an_analysis_of_metrics_in_the_records_attacks_nothing_anew(
         many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "summarise", None)
-    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {})
+    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path)), contrasts.TOW, lambda *_: {})
 
 
 def test_seconds_of_an_analysis_grow_with_the_runs_alone(many: Path, tmp_path: Path) -> None:
     """36 runs take 0.2 s; a step that is quadratic in them, or a second a run, would pass the bound."""
     begun = time.process_time()
-    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path)), contrasts.TOW, lambda rows, note: {})
+    output.write(AnalysisConfig(save_dir=str(many), out=str(tmp_path)), contrasts.TOW, lambda *_: {})
     assert time.process_time() - begun < 10
 
 
@@ -63,7 +63,7 @@ def test_of_many_settings_figures_are_drawn_when_asked_for(many: Path, tmp_path:
     def drawn(**flags: object) -> tuple[int, str]:
         seen: list[object] = []
         cfg = AnalysisConfig(save_dir=str(many), out=str(tmp_path), **flags)
-        text = output.write(cfg, contrasts.TOW, lambda rows, note: seen.append(rows) or {}).text
+        text = output.write(cfg, contrasts.TOW, lambda rows, *_: seen.append(rows) or {}).text
         return len(seen), text
 
     assert drawn()[0] == 0 and "--figures" in drawn()[1]

@@ -142,7 +142,7 @@ def test_runs_that_are_not_finished_or_of_an_older_form_end_in_0(status: str, be
     record = read_record(root / "forget" / "NG-3").record
     del record["forget_size"]
     (root / "forget" / "NG-3" / "record.json").write_text(json.dumps(record))
-    written = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, lambda rows, note: {})
+    written = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, lambda *_: {})
     assert written.whole and "did not finish" in written.text and "earlier version" in written.text
 
 

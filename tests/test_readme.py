@@ -87,4 +87,5 @@ def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_
     said = capsys.readouterr().out
     assert "| retrain" in said and "ToW-MIA" in said
     made = {path.name for path in (tmp_path / "runs" / "analysis").rglob("*")}
-    assert {"tow.csv", "tow.md", "tow.png", "accuracy.png", "confidence.png", "cost.png", "tow_mia.csv", "mia.png"} <= made
+    assert {"tow.csv", "tow.md", "tow.png", "tow.pdf", "accuracy.png", "margins.png", "cost.png", "tow_mia.csv",
+            "mia.png"} <= made

@@ -44,7 +44,7 @@ def table(bench: Path) -> Table:
 def written(request: pytest.FixtureRequest, bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """An analysis, and the folder of its files."""
     out = tmp_path_factory.mktemp("out")
-    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), request.param, lambda rows, note: {})
+    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), request.param, lambda *_: {})
     return request.param, out
 
 

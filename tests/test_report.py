@@ -31,7 +31,7 @@ from recomputed import interval
 
 from evaluation import accuracy
 from evaluation.statistics import Number
-from report import contrasts, output, plots, tables
+from report import contrasts, figures, output, tables
 from report.measures import measures
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR, in_order
@@ -296,7 +296,7 @@ def test_runs_that_did_not_finish_are_counted_below_the_table(status: str, bench
     told = notes_of(root, unlearn=("NG", "raw"), seed=(8,))
     assert "1 run that the filters take did not finish and is in no table" in told and f"NG-8 ({status})" in told
     assert "did not finish" not in notes_of(root, unlearn=("raw",), seed=(5,))
-    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures).text
+    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, figures.tow_charts).text
     assert all(line in text for line in notes_of(root).splitlines())
 
 
@@ -339,7 +339,7 @@ def test_hyper_parameters_and_forget_sets_make_rows_of_their_own(bench: Path, li
     assert few == ["retrain", FLOOR, "NG"] and many[:3] == ["retrain", "raw", FLOOR]
     assert sorted(many[3:]) == ["FT", "NG (alpha=0.8)", "NG (alpha=0.95)"]
     assert all(row.seeds == list(SEEDS) for row in table)
-    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, plots.tow_figures).text
+    text = output.write(AnalysisConfig(save_dir=str(root)), contrasts.TOW, figures.tow_charts).text
     assert {path.name for path in (root / "analysis").glob("tow*")} >= {"tow.csv", "tow.md"}
     keys = {row.setting.rpartition(", ")[2] for row in table}
     assert {path.name for path in (root / "analysis").glob("tow-*.png")} == {f"tow-{key}.png" for key in keys}

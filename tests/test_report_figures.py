@@ -5,16 +5,28 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from layout import faults
 from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, outputs_of, table_of
 
-from report import contrasts, output, plots
+from evaluation.style import VENUES
+from report import contrasts, figures, looks, margins, output
+from report.dots import Panel
+from report.draw import draw, files_of
+from report.names import Heading
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR, Row
+from report.scatter import Scatter
+from report.sheet import Dot
+from unlearn import METHODS
+
+HEADING = Heading("digits", "")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,7 @@ def read_csv(path: Path) -> dict[str, dict[str, str]]:
 def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], dict[str, dict[str, str]]]:
     """The rows of the bench, and their CSV as it lies on the disk."""
     out = tmp_path_factory.mktemp("out")
-    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW, plots.tow_figures)
+    output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW, figures.tow_charts)
     return table_of(bench), read_csv(out / "tow.csv")
 
 
@@ -49,112 +61,144 @@ def test_csv_holds_every_number_in_full(written: tuple[list[Row], dict[str, dict
     assert lines[FLOOR]["forget"] == lines[FLOOR]["forget_images"] == ""
 
 
-def assert_segments(container: Any, axis: int, ends: list[tuple[float, float] | None]) -> None:
-    """The error bars of a container go from end to end of the intervals."""
-    for segment, wanted in zip(container.lines[2][0].get_segments(), ends, strict=True):
-        drawn = sorted(point[axis] for point in segment if np.isfinite(point).all())
-        assert drawn == ([] if wanted is None else pytest.approx(list(wanted)))
+def same(dot: Dot, line: dict[str, str], name: str, flip: bool = False) -> bool:
+    """Whether a dot is a number of the CSV with its ends; flip: 1 - it."""
+    mean, ends = of_csv(line, name)
+    wanted = [mean, *(ends or (None, None))]
+    if flip:
+        wanted = [None if x is None else 1 - x for x in (wanted[0], wanted[2], wanted[1])]
+    return [dot.mean, dot.low, dot.high] == wanted
+
+
+def marks_of(panel: Panel) -> dict[str, tuple[float | None, ...]]:
+    return {mark.label: (mark.at, mark.low, mark.high) for mark in panel.marks}
 
 
 @pytest.mark.parametrize("name", ["ToW", "ToW-MIA"])
-def test_bars_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+def test_dots_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+    """raw first, then the best at the top; the floor with its range, retrain and raw as lines."""
     table, lines = written
-    axes = plots.bars(table, name, "title").axes[0]
-    labels = [text.get_text() for text in axes.get_yticklabels()]
-    shown = [label.split("  (n=")[0] for label in labels]
-    assert sorted(shown) == ["FT", "NG", "raw"] and all("(n=3)" in label for label in labels)
-    means, ends = zip(*(of_csv(lines[method], name) for method in shown), strict=True)
-    bars = axes.containers[-1].patches
-    (band,) = [patch for patch in axes.patches if patch not in bars]
-    assert [bar.get_width() for bar in bars] == list(means) == sorted(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(ends))
-    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(of_csv(lines[FLOOR], name)[1])
-    floor = next(line for line in axes.lines if "retrain against retrain" in str(line.get_label()))
-    assert set(floor.get_xdata()) == {float(lines[FLOOR][name])}
-    low, high = axes.get_xlim()
-    assert high == 1 and 0 <= low <= max(0, min(*(least for least, _ in ends), float(lines[FLOOR][f"{name}_low"])))
-    assert [note.get_text() for note in axes.texts] == [f"{mean:.3f}" for mean in means]
+    chart = figures.headline(table, HEADING, name)
+    (panel,) = chart.panels
+    best = sorted(("FT", "NG"), key=lambda method: -float(lines[method][name]))
+    assert chart.rows == ("raw", *best) and panel.axis.domain == (0, 1) and name in panel.axis.label
+    assert all(same(panel.dots[""][row], lines[row], name) for row in chart.rows)
+    floor, ends = of_csv(lines[FLOOR], name)
+    assert marks_of(panel) == {FLOOR: (floor, *ends), "retrain": (1.0, None, None),
+                               "raw": (float(lines["raw"][name]), None, None)}
+    assert chart.title == f"{name} · digits" and not faults(draw(chart))
 
 
-def test_accuracy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+def test_accuracies_and_efficacy_are_those_of_the_csv(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+    """A panel a measure on 0 to 100, beside the band of retrain's own interval."""
     table, lines = written
-    axes = plots.accuracies(table).axes[0]
-    shown = [text.get_text() for text in axes.get_xticklabels()]
-    assert shown == ["retrain", "raw", "FT", "NG"]
-    bars = {box.get_label(): box for box in axes.containers if hasattr(box, "patches")}
-    assert set(bars) == {"forget", "retain", "test"}
-    for part, box in bars.items():
-        means, ends = zip(*(of_csv(lines[method], part) for method in shown), strict=True)
-        assert [bar.get_height() for bar in box] == list(means)
-        assert [round(bar.get_x() + bar.get_width() / 2) for bar in box] == [0, 1, 2, 3]
-        assert_segments(box.errorbar, 1, list(ends))
-    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-    assert dashed == [float(lines["retrain"][part]) for part in bars]
-
-
-def test_efficacy_bars_are_those_of_the_csv(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
-    table, lines = written
-    axes = plots.efficacy(table).axes[0]
-    shown = [text.get_text().split("  (n=")[0] for text in axes.get_yticklabels()]
-    means, ends = zip(*(of_csv(lines[method], "MIA") for method in shown), strict=True)
-    assert [bar.get_width() for bar in axes.patches] == list(means)
-    assert_segments(axes.containers[-1].errorbar, 0, list(ends))
-    target = next(line for line in axes.lines if line.get_label() == "retrain: the target")
-    assert set(target.get_xdata()) == {float(lines["retrain"]["MIA"])}
+    for chart, parts in ((figures.accuracies(table, HEADING), ("forget", "retain", "test")),
+                         (figures.efficacy(table, HEADING), ("MIA", "AUC_forget"))):
+        assert [panel.title for panel in chart.panels] == list(parts) and set(chart.rows) == {"raw", "FT", "NG"}
+        for panel, part in zip(chart.panels, parts, strict=True):
+            assert panel.axis.domain == (0, 100) and panel.axis.whole
+            assert all(same(panel.dots[""][row], lines[row], part) for row in chart.rows)
+            mean, ends = of_csv(lines["retrain"], part)
+            assert marks_of(panel) == {"retrain": (mean, *ends)}
+        assert not faults(draw(chart))
 
 
 @pytest.mark.parametrize("name", ["ToW", "ToW-MIA"])
-def test_cost_points_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+def test_costs_are_those_of_the_csv(name: str, written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+    """Seconds and 1 - ToW; retrain at its own seconds and distance 0; the floor and raw as they are from retrain."""
     table, lines = written
-    axes = plots.cost(table, name).axes[0]
-    shown = [note.get_text() for note in axes.texts]
-    assert sorted(shown) == ["FT", "NG", "retrain"]
-    for method, note, point in zip(shown, axes.texts, axes.containers, strict=True):
-        seconds, tows = (of_csv(lines[method], column) for column in ("seconds", name))
-        assert point.lines[0].get_xydata().tolist() == [[seconds[0], tows[0]]]
-        assert tuple(note.xy) == (seconds[0], tows[0])
-        for bars, axis, (_, wanted) in zip(point.lines[2], (0, 1), (seconds, tows), strict=True):
-            (ends,) = bars.get_segments()
-            assert sorted(ends[:, axis]) == pytest.approx(list(wanted))
+    chart = figures.cost(table, HEADING, name)
+    assert {point.name for point in chart.points} == {"retrain", "FT", "NG"} and chart.front
+    for point in chart.points:
+        assert same(point.x, lines[point.name], "seconds")
+        assert point.y == Dot(0.0) if point.name == "retrain" else same(point.y, lines[point.name], name, flip=True)
+    floor, (low, high) = of_csv(lines[FLOOR], name)
+    assert marks_of(chart) == {FLOOR: (1 - floor, 1 - high, 1 - low), "raw": (1 - float(lines["raw"][name]), None, None)}
+    assert chart.x.log and not faults(draw(chart))
 
 
-def test_single_seeds_have_no_error_bars(bench: Path) -> None:
-    table = table_of(bench, seed=(3,))
-    axes = plots.bars(table, "ToW", "title").axes[0]
-    assert all("(n=1)" in text.get_text() for text in axes.get_yticklabels())
-    assert_segments(axes.containers[-1].errorbar, 0, [None] * 3)
-    assert not [line for line in axes.lines if "retrain against" in str(line.get_label())]
+def test_one_method_has_one_look_in_every_figure(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+    table, _ = written
+    found = figures.tow_charts(table, HEADING, AnalysisConfig()) | figures.mia_charts(table, HEADING, AnalysisConfig())
+    assert set(found) == {"tow", "accuracy", "margins", "cost", "cost_images", "tow_mia", "mia", "cost_mia"}
+    seen: dict[str, set[Any]] = {}
+    for chart in found.values():
+        known = chart.points if isinstance(chart, Scatter) else ()
+        for name, look in [*((point.name, point.look) for point in known), *getattr(chart, "looks", {}).items()]:
+            seen.setdefault(name, set()).add(look)
+    assert set(seen) == {"retrain", "raw", "FT", "NG"} and all(len(own) == 1 for own in seen.values())
+    every = [*(looks.LOOKS[name] for name in METHODS.names() if name in looks.LOOKS), *looks.ANCHORS.values(),
+             *looks.KINDS.values()]
+    assert len(set(every)) == len(every) == len(METHODS.names()) - 2 + 3 + 6
+    assert looks.look_of("NG (alpha=0.9) [collapsed]") == looks.look_of("NG") != looks.look_of("RUM^F NG")
+    assert looks.look_of("FT_l1 = FT_prune") == looks.LOOKS["FT_l1"] and looks.look_of(FLOOR) == looks.ANCHORS[FLOOR]
 
 
-def test_confidence_histograms_are_of_the_stored_logits(bench: Path) -> None:
-    """A panel a method, on its first seed: shares of 20 bins of the true class's softmax."""
-    table = table_of(bench)
-    panels = [panel for panel in plots.histograms(table).axes if panel.get_title()]
-    assert [panel.get_title() for panel in panels] == [f"{m}, seed 3" for m in ("retrain", "raw", "FT", "NG")]
-    for panel, method in zip(panels, ("retrain", "raw", "FT", "NG"), strict=True):
-        drawn = {shape.get_label(): shape.get_xy() for shape in panel.patches}
-        assert set(drawn) == {"test", "forget", "forget, retrain"}
-        for label, (name, part) in {"test": (method, "test"), "forget": (method, "forget"),
-                                    "forget, retrain": ("retrain", "forget")}.items():
-            found = outputs_of(bench, name, 3)
-            logits, labels = found[f"{part}_logits"].astype(float), found[f"{part}_labels"]
-            confidence = [math.exp(z[y]) / sum(math.exp(v) for v in z) for z, y in zip(logits, labels, strict=True)]
-            shares = [sum(b / 20 <= c < (b + 1) / 20 for c in confidence) / len(confidence) for b in range(20)]
-            # the outline goes from edge to edge of every bin at its height
-            heights = drawn[label][1:41:2, 1]
-            assert heights.tolist() == pytest.approx(shares)
+def test_single_seeds_have_no_intervals(bench: Path) -> None:
+    chart = figures.headline(table_of(bench, seed=(3,)), HEADING, "ToW")
+    assert all(dot.low is dot.high is None for dot in chart.panels[0].dots[""].values())
+    assert FLOOR not in marks_of(chart.panels[0]) and "t-interval" not in chart.caption
+    assert "n = 1 seed (3). One seed each: there are no intervals." in chart.caption
 
 
-def test_confidence_histograms_leave_forgotten_classes_out_of_the_test_images(bench: Path, tmp_path: Path) -> None:
+def test_captions_say_what_the_records_say(bench: Path, tmp_path: Path) -> None:
+    """n and seeds of most rows and of the others, kind of interval, pairs of the floor, machine and commit."""
+    root = copied(bench, tmp_path)
+    shutil.rmtree(root / "forget" / "NG-5")
+    for method, seed in itertools.product(LEANS, SEEDS):
+        if (folder := root / "forget" / f"{method}-{seed}").exists():
+            change(folder, device="NVIDIA H100" if method == "NG" else "cpu, 3 threads", commit="0123456789abcdef")
+    chart = figures.headline(table_of(root), Heading("digits", "forget set abc"), "ToW")
+    for words in ("ToW of every method on digits,", "n = 3 seeds (3, 5, 8); NG n = 2 (3, 8).", "95 % t-intervals over seeds",
+                  "mean and range (least to most) of 3 pairs of retrains", "Reference: the retrain of the same original",
+                  "NVIDIA H100", "cpu, 3 threads", "commit 0123456.", "Forget set abc."):
+        assert words in chart.caption, words
+    assert "NG, n = 2" in chart.rows and "FT" in chart.rows
+
+
+def test_margins_are_of_the_stored_logits_of_all_seeds(bench: Path) -> None:
+    """A cell a method: shares of log p - log(1 - p) by hand, the mean, least and most over the seeds."""
+    chart = margins.chart(table_of(bench), HEADING)
+    assert {cell.name for cell in chart.cells} == {"retrain", "raw", "FT", "NG"} and chart.y.whole
+    for cell in chart.cells:
+        drawn = {line.label: line for line in cell.lines}
+        assert set(drawn) == {"test", "forget", "forget, retrain"} - ({"forget"} if cell.name == "retrain" else set())
+        for label, line in drawn.items():
+            method, part = ("retrain", "forget") if label == "forget, retrain" else (cell.name, label)
+            shares = [by_hand(outputs_of(bench, method, seed), part, line.xs) for seed in SEEDS]
+            for drawn_ys, wanted in ((line.ys, np.mean), (line.low, np.min), (line.high, np.max)):
+                assert np.allclose(drawn_ys, wanted(shares, axis=0), atol=1e-12)
+        assert len({tuple(line.xs) for other in chart.cells for line in other.lines}) == 1
+    assert not faults(draw(chart))
+
+
+def by_hand(found: dict[str, np.ndarray], part: str, xs: Sequence[float], kept: Any = slice(None)) -> list[float]:
+    logits, labels = found[f"{part}_logits"][kept].astype(float), found[f"{part}_labels"][kept]
+    p = [math.exp(z[y]) / sum(math.exp(v) for v in z) for z, y in zip(logits, labels, strict=True)]
+    values = [math.log(q) - math.log1p(-q) for q in p]
+    return [sum(value <= x for value in values) / len(values) for x in xs]
+
+
+def test_margins_leave_forgotten_classes_out_of_the_test_images(bench: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     for method, seed in itertools.product(LEANS, SEEDS):
         change(root / "forget" / f"{method}-{seed}", whole_classes=[1])
-    (panel,) = [panel for panel in plots.histograms(table_of(root)).axes if panel.get_title() == "NG, seed 3"]
-    drawn = {shape.get_label(): shape.get_xy()[1:41:2, 1] for shape in panel.patches}
-    found = outputs_of(bench, "NG", 3)
-    for label, part in (("test", "test"), ("forget", "forget")):
-        kept = (found[f"{part}_labels"] != 1) | (part == "forget")
-        logits, labels = found[f"{part}_logits"][kept].astype(float), found[f"{part}_labels"][kept]
-        values = np.exp(logits[np.arange(len(labels)), labels]) / np.exp(logits).sum(1)
-        shares = np.histogram(values, 20, (0, 1))[0] / len(values)
-        assert drawn[label].tolist() == pytest.approx(shares.tolist())
+    (cell,) = [cell for cell in margins.chart(table_of(root), HEADING).cells if cell.name == "NG"]
+    found = [outputs_of(bench, "NG", seed) for seed in SEEDS]
+    for line in cell.lines[:2]:
+        shares = [by_hand(own, line.label, line.xs, (own[f"{line.label}_labels"] != 1) | (line.label == "forget"))
+                  for own in found]
+        assert np.allclose(line.ys, np.mean(shares, axis=0))
+
+
+def test_files_are_pictures_and_the_same_every_time(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+    chart = figures.headline(written[0], HEADING, "ToW")
+    first, again = (files_of(chart, VENUES["icml"]) for _ in range(2))
+    assert first == again and first["png"][:8] == b"\x89PNG\r\n\x1a\n" and first["pdf"][:5] == b"%PDF-"
+    assert b"/Subtype /Type3" not in first["pdf"]
+
+
+def test_without_a_venue_there_is_no_figure(bench: Path, tmp_path: Path) -> None:
+    output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path), venue="none"), contrasts.TOW, figures.tow_charts)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".tex"}
+    assert not [path for path in tmp_path.iterdir() if "captions" in path.name]

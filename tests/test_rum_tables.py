@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from grouped import KINDS, SEEDS, SIZE, csv_lines, equals, grouped, levels_and_plans, share_tow
+from layout import faults
 from pretended import change, copied, of_csv, pretend, row_of, table_of
 
 from evaluation.statistics import Number
 from groups import LEVELS
-from report import bygroup, contrasts, output, plots, tables
+from report import bygroup, contrasts, figures, output, pivots, tables
+from report.draw import draw
+from report.names import Heading
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR
 from utils import read_record
@@ -31,7 +33,7 @@ def written(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The folder of analysis.py's files, and what it says."""
     out = tmp_path_factory.mktemp("out")
     text = output.write(AnalysisConfig(save_dir=str(bench), out=str(out)), contrasts.TOW,
-                        lambda rows, note: {"tow": plots.bars(rows, "ToW", "title")}, [bygroup.tow_tables]).text
+                        lambda rows, heading, cfg: {"tow": figures.headline(rows, heading, "ToW")}, [bygroup.tow_tables]).text
     return out, text
 
 
@@ -117,66 +119,60 @@ def test_no_groups_and_no_plans_make_no_more_tables(library: Path, tmp_path: Pat
 
 
 def test_figures_have_names_of_their_own(written: tuple[Path, str]) -> None:
-    names = [path.name for path in written[0].glob("*.png")]
-    assert {"tow_by_group.png", "rum.png"} < set(names) and len(names) == 5 + 2
+    names = [path.name for ending in ("png", "pdf") for path in written[0].glob(f"*.{ending}")]
+    assert {"tow_by_group.png", "rum.png", "rum.pdf"} < set(names) and len(names) == 2 * (5 + 2)
+    captions = (written[0] / "tow_captions.md").read_text()
+    assert [line[3:] for line in captions.splitlines() if line.startswith("## ")] == [
+        name.removesuffix(".png") for name in sorted(names, key=lambda name: captions.index(f"## {name[:-4]}\n"))
+        if name.endswith(".png")]
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-.") for name in names)
-
-
-def drawn(axes: Any) -> dict[str, dict[tuple[float, float], Any]]:
-    """Label -> (x, y) of each point -> the ends of its interval."""
-    found: dict[str, dict[tuple[float, float], Any]] = {}
-    for box in axes.containers:
-        segments = box.lines[2][0].get_segments()
-        ends = [(seg[0][0], seg[1][0]) if len(seg) else None for seg in segments]
-        found[box.get_label()] = dict(zip(map(tuple, box.lines[0].get_xydata()), ends, strict=True))
-    return found
 
 
 def test_points_by_group_are_those_of_the_table(bench: Path) -> None:
     (pivot,) = bygroup.by_group(table_of(bench), "ToW")
-    axes = plots.dots(pivot, "ToW", "title").axes[0]
-    methods = [text.get_text() for text in axes.get_yticklabels()]
-    assert methods == list(pivot.cells)
-    points = drawn(axes)
-    assert list(points) == list(pivot.columns)
-    for column, there in points.items():
-        known = {method: cells[column] for method, cells in pivot.cells.items() if column in cells}
-        assert {methods[round(y)]: x for x, y in there} == {method: number[0] for method, number in known.items()}
-        for (_, y), ends in there.items():
-            wanted = known[methods[round(y)]][1]
-            assert ends == (None if wanted is None else pytest.approx(wanted))
+    chart = pivots.side_by_side(pivot, "ToW", "title")
+    assert [panel.title for panel in chart.panels] == list(pivot.columns) and chart.rows == ("FT", "NG")
+    assert len({panel.axis for panel in chart.panels}) == 1  # and so the same limits
+    for panel, column in zip(chart.panels, pivot.columns, strict=True):
+        wanted = {method: cells[column] for method, cells in pivot.cells.items() if column in cells}
+        assert {row: (dot.mean, (dot.low, dot.high)) for row, dot in panel.dots[""].items()} == {
+            method: (number.mean, number.ends) for method, number in wanted.items()}
+    assert not faults(draw(chart))
 
 
 def test_panels_of_plans_are_the_columns_of_the_table(bench: Path) -> None:
     (pivot,) = bygroup.rum(table_of(bench), "ToW")
-    panels = plots.plans(pivot, "ToW", "title").axes
-    assert [panel.get_title() for panel in panels] == ["by confidence", "by entropy"]
-    lines = [text.get_text() for text in panels[0].get_yticklabels()]
-    assert lines == ["NG"]
-    for panel, column in zip(panels, pivot.columns, strict=True):
-        for kind, points in drawn(panel).items():
-            for x, y in points:
-                assert pivot.cells[f"{kind} {lines[round(y)]}"][column][0] == x
+    chart = pivots.controls(pivot, "ToW", "title")
+    assert [panel.title for panel in chart.panels] == ["by confidence", "by entropy"] and chart.rows == ("NG",)
+    for panel, column in zip(chart.panels, pivot.columns, strict=True):
+        found = {f"{kind} {row}": dot.mean for kind, dots in panel.dots.items() for row, dot in dots.items()}
+        assert found == {label: cells[column].mean for label, cells in pivot.cells.items() if column in cells}
+    assert set(chart.looks) == {"RUM^F", "shuffle", "vanilla"} and len(set(chart.looks.values())) == 3
 
 
-def test_bars_by_group_are_those_of_the_rows(bench: Path) -> None:
+def test_panels_by_group_are_those_of_the_rows(bench: Path) -> None:
+    """Low, mid and high beside retrain's own band, accuracy above the attack."""
     table = table_of(bench, mem="mix", mem_proxy="entropy")
-    panels = plots.groups(table).axes
-    shown = [text.get_text() for text in panels[1].get_xticklabels()]
-    assert shown == [row.method for row in table if row.method != FLOOR]
-    for panel, kind in zip(panels, ("acc", "MIA"), strict=True):
-        bars = {box.get_label(): [bar.get_height() for bar in box] for box in panel.containers if hasattr(box, "patches")}
-        assert bars == {level: [row_of(table, m).numbers[f"{kind}_{level}"][0] for m in shown] for level in LEVELS}
-        dashed = [line.get_ydata()[0] for line in panel.lines if line.get_linestyle() == "--"]
-        assert dashed == [row_of(table, "retrain").numbers[f"{kind}_{level}"][0] for level in LEVELS]
+    chart = figures.by_level(table, Heading("entropy", ""))
+    assert set(chart.rows) == {row.method for row in table if row.method != FLOOR and not row.is_reference}
+    names = [f"{kind}_{level}" for kind in ("acc", "MIA") for level in LEVELS]
+    assert [panel.title for panel in chart.panels] == [*LEVELS, *LEVELS] and chart.across == 3
+    for panel, name in zip(chart.panels, names, strict=True):
+        assert panel.axis.label == ("accuracy, %" if name.startswith("acc") else "called non-member, %")
+        for row, dot in panel.dots[""].items():
+            assert (dot.mean, (dot.low, dot.high)) == row_of(table, row).numbers[name][:2]
+        (mark,) = panel.marks
+        assert (mark.at, (mark.low, mark.high)) == row_of(table, "retrain").numbers[name][:2]
+    assert not faults(draw(chart))
 
 
 def test_cost_with_scores_is_drawn_where_it_differs(bench: Path) -> None:
     table = table_of(bench, mem="mix", mem_proxy="entropy")
-    drawn_of = plots.mia_figures(table)
+    drawn_of = figures.mia_charts(table, Heading("", ""), AnalysisConfig())
     assert set(drawn_of) == {"tow_mia", "mia", "cost_mia", "cost_total_mia"}
-    points = {note.get_text(): note.xy for note in drawn_of["cost_total_mia"].axes[0].texts}
+    points = {point.name: (point.x.mean, point.y.mean) for point in drawn_of["cost_total_mia"].points}
     rows = [row for row in table if row.method != FLOOR]
-    assert points == {row.method: (row.numbers["seconds_total"][0], row.numbers["ToW-MIA"][0]) for row in rows}
-    assert {"group_accuracy", "cost_total"} <= set(plots.tow_figures(table))
-    assert not {"group_accuracy", "cost_total"} & set(plots.tow_figures(table_of(bench, mem="low")))
+    assert points == {row.method: (row.numbers["seconds_total"][0], 1 - row.numbers["ToW-MIA"][0]) for row in rows}
+    assert {"group_accuracy", "cost_total"} <= set(figures.tow_charts(table, Heading("", ""), AnalysisConfig()))
+    low = figures.tow_charts(table_of(bench, mem="low"), Heading("", ""), AnalysisConfig())
+    assert not {"group_accuracy", "cost_total"} & set(low)
