@@ -149,7 +149,7 @@ def test_analysis_writes_its_tables_and_plots(
         assert {path.name for path in out.iterdir()} == made
         assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in out.glob("*.png"))
         assert (out / f"{name}.md").read_text().strip() in said
-        assert all(re.search(rf"^\| {method}[ (].*\|$", said, re.M) for method in METHODS.names())
+        assert all(re.search(rf"^\| (?:\w+ = )*{method}[ (].*\|$", said, re.M) for method in METHODS.names())
         shell.call(stage, "--out", out, "--unlearn", "NG,GA", "--dataset", "digits", "--no_aug", "--seed", "1,2",
                    "--num_indexes_to_replace", 20, save_dir=library)
         rows = re.findall(r"^\| ([\w.]+)", capsys.readouterr().out, re.M)

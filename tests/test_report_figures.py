@@ -200,5 +200,5 @@ def test_files_are_pictures_and_the_same_every_time(written: tuple[list[Row], di
 
 def test_without_a_venue_there_is_no_figure(bench: Path, tmp_path: Path) -> None:
     output.write(AnalysisConfig(save_dir=str(bench), out=str(tmp_path), venue="none"), contrasts.TOW, figures.tow_charts)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".tex"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".tex", ".json"}
     assert not [path for path in tmp_path.iterdir() if "captions" in path.name]
