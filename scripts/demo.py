@@ -1,16 +1,17 @@
 """The main job on embedded data: train, retrain, mask, unlearning methods, memorization, RUM, tables and plots.
 
-python scripts/demo.py [--out runs/demo] [--seeds 1,2,3]
+python scripts/demo.py [--out runs/demo] [--seeds 1,2,3,4,5]
 
-scikit-learn's digits, a ResNet-20, three forget sets: a tenth of the training images at random, all of the class 8, and a
-third each of the least, middle and most memorized images. Every stage runs through its ``main(argv)`` in this one process
-(the pool of models that memorization is measured by takes one process a core). Run again, it says what is already done and
-redraws.
+Data that a network has to learn by heart, so that there is something to forget: the first 80 of scikit-learn's digits of each
+class, with a wrong label on 15 % of those that train. A ResNet-8 gets them all right; retrained without some of them, it does
+not. Three forget sets: a tenth of the training images at random, all of the class 8, and a third each of the least, middle and
+most memorized images. Every stage runs through its ``main(argv)``, in a process a core. Run again, it only redraws.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import time
 from pathlib import Path
@@ -18,76 +19,145 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
-
-import generate_mask
-import main_forget
-import main_memorization
-import main_random
-import main_rum
-import main_train
+from report.rows import FLOOR
 from scripts import recipe
-from scripts.jobs import Jobs, follow
+from scripts.jobs import LOG, Job, follow
+from utils import read_record
 
-EPOCHS = 20
-FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_replace", "8"]}
-METHODS = ("raw", "FT", "FT_l1", "FT_prune", "GA", "GA_l1", "NG", "SCRUB", "RL_og")  # the others are in demo_sparse.py
+DATA = ["--dataset", "digits", "--train_per_class", "80", "--label_noise", "0.15", "--batch_size", "64", "--arch", "resnet8s"]
+EPOCHS = ["--epochs", "30"]
+FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_replace", "8"],
+               "mix": ["--mem", "mix", "--num_indexes_to_replace", "72"]}
+METHODS = ("raw", "FT", "FT_l1", "GA", "NG", "SCRUB", "RL_og")  # the others are in demo_sparse.py
 REFINED = ("FT", "NG", "RL")  # methods that RUM^F, shuffle and vanilla are shown with
-MIXED = ["--mem", "mix", "--num_indexes_to_replace", "120"]
-POOL = ["--dataset", "digits", "--arch", "resnet8s", "--recipe", "fast", "--models", "40"]
-PLAN = "low:raw mid:RL(unlearn_lr=0.01,unlearn_epochs=3) high:RL(unlearn_lr=0.03,unlearn_epochs=3)"
-RECIPE = ROOT / "scripts" / "recipes" / "digits_resnet20s.json"
+SCORES = ("ho_ret", "es")  # the proxies that training itself records need no run
+TABLES = ("analysis", "analysis_mia")
+POOL = ["--recipe", "fast", "--models", "40", "--engine", "serial"]
+SHARDS = 4
+PLAN = "low:raw mid:RL(unlearn_lr=0.05,unlearn_epochs=3) high:RL(unlearn_lr=0.05,unlearn_epochs=3)"
+RECIPE = ROOT / "scripts" / "recipes" / "digits_noisy_resnet8s.json"
 
 
-def jobs(out: str, seeds: list[int]) -> Jobs:
-    """Every stage's main with its command line, in order."""
-    where = ["--save_dir", out]
-    todo: Jobs = []
+def jobs(out: str, seeds: list[int]) -> list[Job]:
+    """Every stage's main with its command line, in an order that keeps all processes busy; the tables at the end."""
+    where = ["--save_dir", out, "--no_progress"]
+    pool = tuple(Job("main_memorization", [*where, *DATA, *POOL, "--shard", f"{i}/{SHARDS}"],
+                     f"memorization · models, part {i + 1} of {SHARDS}") for i in range(SHARDS))
+    originals, later = [], []
     for seed in seeds:
-        base = [*where, "--seed", str(seed)]
-        todo.append((main_train, [*base, "--dataset", "digits", "--arch", "resnet20s", "--epochs", str(EPOCHS)]))
+        base, who = [*where, "--seed", str(seed)], f"seed {seed}"
+        original = Job("main_train", [*base, *DATA, *EPOCHS], f"{who} · original")
+        originals.append(original)
         for kind, forget in FORGET_SETS.items():
-            todo += plain([*base, *forget], out, kind, list(METHODS))
-    todo.append((main_memorization, [*where, *POOL]))
-    for seed in seeds:
-        base = [*where, "--seed", str(seed)]
-        todo += [(main_memorization, [*base, "--score", name]) for name in ("confidence", "bi_acc", "ho_ret", "es")]
-        todo += plain([*base, *MIXED], out, "mix", ["raw", "FT", "NG"]) + plans([*base, *MIXED])
-    return todo
+            after = (original, *pool) if kind == "mix" else (original,)
+            later += plain([*base, *forget], f"{who} · {kind}", out, kind, after)
+            later += plans([*base, *forget], f"{who} · {kind}", after) if kind == "mix" else []
+        later += [Job("main_memorization", [*base, "--score", name], f"{who} · score {name}", (original, *pool))
+                  for name in SCORES]
+    made = (*pool, *originals, *later)
+    return [*made, *(Job(stage, ["--save_dir", out, "--out", out], f"tables and figures · {stage}", made) for stage in TABLES)]
 
 
-def plain(base: list[str], out: str, kind: str, methods: list[str]) -> Jobs:
+def plain(base: list[str], who: str, out: str, kind: str, after: tuple[Job, ...]) -> list[Job]:
     """Retrain, the methods and SalUn on one forget set."""
     tuned = recipe.read(RECIPE)
-    todo: Jobs = [(generate_mask, [*base, "--density", "0.5"])]
-    for name in ["retrain", *methods]:
-        todo.append((main_forget, [*base, "--unlearn", name, *recipe.flags(tuned.get(name, {}), kind)]))
-    forms = ("mixed", "sequential") if kind != "mix" else ("mixed",)
-    salun = ["--unlearn", "RL", "--path", out, *recipe.flags(tuned["RL"], kind)]
-    return todo + [(main_random, [*base, *salun, "--rl_form", form]) for form in forms]
+    mask = Job("generate_mask", [*base, "--density", "0.5"], f"{who} · mask", after)
+    found = [Job("main_forget", [*base, "--unlearn", name, *recipe.flags(tuned.get(name, {}), kind)], f"{who} · {name}", after)
+             for name in ("retrain", *METHODS)]
+    salun = [*base, "--unlearn", "RL", "--path", out, *recipe.flags(tuned["RL"], kind)]
+    return [mask, *found, Job("main_random", salun, f"{who} · SalUn", (mask,))]
 
 
-def plans(base: list[str]) -> Jobs:
+def plans(base: list[str], who: str, after: tuple[Job, ...]) -> list[Job]:
     """RUM, and for each method RUM^F with its controls."""
     tuned = recipe.read(RECIPE)
-    todo: Jobs = [(main_rum, [*base, "--plan", PLAN])]
+    found = [Job("main_rum", [*base, "--plan", PLAN, "--plan_label", "RUM"], f"{who} · RUM", after)]
     for name in REFINED:
         own = [*base, "--unlearn", name, *recipe.flags(tuned[name], "mix")]
-        todo += [(main_rum, own), (main_rum, [*own, "--shuffle"]), (main_rum, [*own, "--plan_name", "vanilla"])]
-    return todo
+        for label, more in (("RUM^F", []), ("shuffle", ["--shuffle"]), ("vanilla", ["--plan_name", "vanilla"])):
+            found.append(Job("main_rum", [*own, *more], f"{who} · {label} {name}", after))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- the last screen
+
+
+def report(out: Path) -> str:
+    """ToW of every method on every forget set, of the whole table that analysis.py wrote."""
+    with (out / "tow.csv").open(encoding="utf-8", newline="") as file:
+        return screen(list(csv.DictReader(file)))
+
+
+def screen(lines: list[dict[str, str]]) -> str:
+    """Of the lines of tow.csv: methods below one another, forget sets side by side; one without headroom is only told."""
+    sets = {line["setting"]: heading(line) for line in lines if line["method"] == "retrain"}
+    found = {(short(line["method"]), line["setting"]): line for line in lines if line["method"] != "retrain"}
+    full = [name for name in sets if not headroom(found["raw", name], found[FLOOR, name])]
+    shown = sorted(set(sets) - set(full), key=lambda name: ([place for _, place in found].count(name), sets[name]))
+    rows = {method: [found.get((method, name)) for name in shown] for method, name in found if name in shown}
+    table = [["", *(sets[name] for name in shown)]]
+    table += [[method, *map(number, rows[method])] for method in sorted(rows, key=lambda method: order(method, rows[method]))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    text = ["   ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    text += [f"not shown: {sets[name]}, where the original is as near to retrain as another retrain" for name in full]
+    return "\n".join(text)
+
+
+def order(method: str, row: list[dict[str, str] | None]) -> tuple[bool, bool, int, float]:
+    """The anchors first, then methods that are on more of the sets, each nearest to retrain first."""
+    known = [float(line["ToW"]) for line in row if line is not None]
+    return method != FLOOR, method != "raw", -len(known), -sum(known)
+
+
+def heading(line: dict[str, str]) -> str:
+    """What was forgotten, of a run's record."""
+    run = read_record(Path(line["runs"].split()[0]))
+    size, classes = run.record["forget_size"], run.record["whole_classes"]
+    if classes:
+        return f"class {','.join(map(str, classes))} ({size} images)"
+    return f"{'mix by memorization' if run.setting('mem') else 'random'} ({size} images)"
+
+
+def short(method: str) -> str:
+    """The name without its settings, which the whole tables have."""
+    name = method.partition(" (")[0].removeprefix("plan ")
+    return "SalUn" if name == "RL" else name
+
+
+def headroom(raw: dict[str, str], floor: dict[str, str]) -> bool:
+    """Whether the original is further from retrain than another retrain is."""
+    return float(raw["ToW_high"] or raw["ToW"]) < float(floor["ToW"] or 1)
+
+
+def number(line: dict[str, str] | None) -> str:
+    if line is None:
+        return ""
+    ends = f" [{float(line['ToW_low']):.2f}, {float(line['ToW_high']):.2f}]" if line["ToW_low"] else ""
+    return f"{float(line['ToW']):.2f}{ends}"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/demo")
-    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--seeds", default="1,2,3,4,5")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # images this small gain nothing from a second thread, and lose much on a busy machine
-    start = time.perf_counter()
-    todo = jobs(args.out, [int(seed) for seed in args.seeds.split(",")])
-    follow(todo, args.out, start)
-    print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv; the most and least memorized "
-          f"images: {args.out}/memorization/digits-resnet8s-memorization-*/grid.png")
+    out, start = Path(args.out), time.perf_counter()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    follow(jobs(args.out, seeds), out)
+    print(f"""
+Digits, 80 images a class, 15 % of the labels to train on wrong; ResNet-8
+Tug-of-War against retrain, 1 = like a model that never saw the forget set; means over {len(seeds)} seeds [95 %]
+
+{report(out)}
+
+{FLOOR} [least, most]: as near as one can come; raw: the original as it is; SalUn: RL under a mask;
+RUM: a method for each group of memorization; RUM^F, shuffle, vanilla: one method group by group, and its controls
+
+tables       {out}/*.md, *.csv
+figures      {out}/*.png
+memorized    {out}/memorization/digits-resnet8s-memorization-*/grid.png
+the log      {out}/{LOG}
+{time.perf_counter() - start:.0f} s""")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python scripts/demo_sparse.py [--out runs/demo_sparse] [--seed 1]
 
 scikit-learn's digits and a ResNet-20, whole and pruned by OMP; two forget sets, a tenth of the training images at random and
-all of the class 0; then a trigger is planted and unlearned. Every stage runs through its ``main(argv)`` in this one process.
-Run again, it says what is already done and redraws.
+all of the class 0; then a trigger is planted and unlearned. Every stage runs through its ``main(argv)``, in a process a core.
+Run again, it only redraws.
 """
 
 from __future__ import annotations
@@ -16,13 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-
-import main_backdoor
-import main_forget
-import main_imp
-import main_random
-from scripts.jobs import Jobs, follow
+from scripts.jobs import LOG, Job, follow
 from utils import find_runs
 
 SPARSITIES = ("0", "0.95")
@@ -52,21 +46,28 @@ RATES = {"0": "0.95", "0.95": "0.5"}  # of FT_prune_bi: of the weights that the 
 TRIGGER = ["--trigger_size", "2", "--trigger_margin", "0", "--trigger_value", "255"]
 
 
-def jobs(out: str, seed: str) -> Jobs:
-    """Every stage's main with its command line, in order."""
-    base, todo = ["--save_dir", out, "--seed", seed], []
+def jobs(out: str, seed: str) -> list[Job]:
+    """Every stage's main with its command line; the tables at the end."""
+    base, todo = ["--save_dir", out, "--seed", seed, "--no_progress"], []
     for sparsity in SPARSITIES:
-        todo.append((main_imp, [*base, *TRAIN, "--sparsity", sparsity, "--rewind_epoch", "2"]))
+        who = f"{100 * float(sparsity):g} % pruned"
+        original = Job("main_imp", [*base, *TRAIN, "--sparsity", sparsity, "--rewind_epoch", "2"], f"{who} · original")
+        todo.append(original)
         for kind, forget in FORGET_SETS.items():
             for name, flags in (METHODS | TUNED.get((kind, sparsity), {})).items():
-                stage = main_random if name == "RL_proximal" else main_forget
+                stage = "main_random" if name == "RL_proximal" else "main_forget"
                 rate = ["--rate", RATES[sparsity]] if name == "FT_prune_bi" else []
-                todo.append((stage, [*base, "--sparsity", sparsity, *forget, "--unlearn", name, *flags.split(), *rate]))
+                words = [*base, "--sparsity", sparsity, *forget, "--unlearn", name, *flags.split(), *rate]
+                todo.append(Job(stage, words, f"{who} · {kind} · {name}", (original,)))
     for rate in SPARSITIES:
         plant = [*base, *TRAIN[:6], "--protocol", "rum", "--aug", *TRIGGER, "--rate", rate]
         for cleanse in (["FT"], ["FT_prune", "--alpha", "5e-4"]):
-            todo.append((main_backdoor, [*plant, "--unlearn", *cleanse, "--unlearn_epochs", "8", "--unlearn_lr", "0.1"]))
-    return todo
+            words = [*plant, "--unlearn", *cleanse, "--unlearn_epochs", "8", "--unlearn_lr", "0.1"]
+            poisoned = tuple(job for job in todo if job.stage == "main_backdoor")[:1]  # one model, which the first one trains
+            todo.append(Job("main_backdoor", words, f"{100 * float(rate):g} % pruned · Trojan · {cleanse[0]}", poisoned))
+    tables = [Job(stage, ["--save_dir", out, "--out", out], f"tables and figures · {stage}", tuple(todo))
+              for stage in ("analysis", "analysis_mia")]
+    return [*todo, *tables]
 
 
 def trojans(out: str) -> str:
@@ -85,13 +86,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/demo_sparse")
     parser.add_argument("--seed", default="1")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # images this small gain nothing from a second thread, and lose much on a busy machine
-    start = time.perf_counter()
-    todo = jobs(args.out, args.seed)
-    follow(todo, args.out, start)
-    print(f"\nTrojan: a trigger planted in a tenth of the training images, cleansed by unlearning them\n\n{trojans(args.out)}")
-    print(f"\n{time.perf_counter() - start:.0f} s; plots and tables: {args.out}/*.png *.md *.csv, sparsity by layer: "
-          f"{args.out}/imp/*/sparsity.png, the trigger: {args.out}/trojan/*/trigger.png")
+    start, out = time.perf_counter(), Path(args.out)
+    follow(jobs(args.out, args.seed), out)
+    for name in ("sparsity", "sparsity_mia"):
+        print(f"\n{(out / f'{name}.md').read_text(encoding='utf-8')}")
+    print(f"Trojan: a trigger planted in a tenth of the training images, cleansed by unlearning them\n\n{trojans(args.out)}")
+    print(f"\n{time.perf_counter() - start:.0f} s; figures and tables: {out}/*.png *.md *.csv, sparsity by layer: "
+          f"{out}/imp/*/sparsity.png, the trigger: {out}/trojan/*/trigger.png; what every stage said: {out}/{LOG}")
 
 
 if __name__ == "__main__":
