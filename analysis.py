@@ -5,11 +5,13 @@ python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by t
 """
 
 import arg_parser
-from report import bygroup, bysparsity, contrasts, figures, output, scores
+from report import bygroup, bysparsity, contrasts, figures, merge, output, scores
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
+    if args.cfg.merge is not None:
+        return output.end(merge.write(args.cfg))
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
     output.end(output.write(args.cfg, contrasts.TOW, figures.tow_charts, more))
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from evaluation.statistics import Number
 from evaluation.style import VENUES
-from report import best, contrasts, draw, folders
+from report import best, contrasts, draw, folders, long
 from report.contrasts import Study
 from report.draw import Chart
 from report.names import Heading, headings
@@ -140,7 +140,8 @@ def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Headi
         each = charts_of(part, told[setting], cfg)
         figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in each.items()}
     main, *rest = of_study(cfg, study, every)
-    extras = [main._replace(figures=figures), *rest, *(e for make in more for e in make(cfg, table))]
+    runs = Extra(long.NAME, (), long.csv_of(every), {})
+    extras = [main._replace(figures=figures), *rest, runs, *(e for make in more for e in make(cfg, table))]
     files = {name: content for extra in extras for name, content in files_of(extra, cfg.venue).items()}
     if cfg.venue != draw.NONE and any(extra.figures for extra in extras):
         files[f"{study.name}_{CAPTIONS}"] = captions_of(extras)  # those of ToW and of ToW-MIA stand in one folder

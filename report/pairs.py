@@ -65,6 +65,8 @@ class FilterConfig(EvaluationConfig):
 class AnalysisConfig(FilterConfig):
     """Which finished runs to compare; a flag that is not given does not filter."""
 
+    merge: tuple[str, ...] | None = hp(None, "analyse no runs, but join these runs.csv of several machines and show the "
+                                       "means; written to --out, else SAVE_DIR/analysis/merged")
     scores: str | None = hp(None, "file of memorization scores (.npz) to compare other scores with; without it, found by its "
                             "record")
 

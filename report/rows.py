@@ -33,6 +33,7 @@ class Row:
     numbers: means over seeds with their intervals; of the floor the mean over pairs of retrains, the least and the most.
     values: measure -> seed (or request) -> number, what the means are of.
     images: measure -> standard error of one model's number from the sample of images alone.
+    each: of every run of ``pairs``, all of its numbers, those too that others of the row lack.
     picked: of how many settings this one is the best, and by which measure, where it was picked.
     """
 
@@ -43,6 +44,7 @@ class Row:
     numbers: dict[str, Number]
     values: dict[str, dict[Hashable, float]] = dataclasses.field(default_factory=dict)
     images: dict[str, float] = dataclasses.field(default_factory=dict)
+    each: list[dict[str, float]] = dataclasses.field(default_factory=list)
     picked: str = ""
 
     @property
@@ -132,7 +134,7 @@ def _row(setting: str, variant: str, label: str, members: list[Pair], level: flo
     errors = [images_error(pair) for pair in members]
     shared = [name for name in errors[0] if all(name in own for own in errors)]
     images = {name: math.fsum(own[name] for own in errors) / len(errors) for name in shared}
-    return Row(setting, label, variant, members, numbers, values, images)
+    return Row(setting, label, variant, members, numbers, values, images, each)
 
 
 def gap_of_means(members: list[Pair]) -> float:

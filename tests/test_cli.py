@@ -144,7 +144,7 @@ def test_analysis_writes_its_tables_and_plots(
         out = tmp_path / stage
         shell.call(stage, "--out", out, save_dir=library)
         said = capsys.readouterr().out
-        made = {f"{name}.csv", f"{name}.md", f"{name}.tex", f"{name}.files.json", f"{name}_captions.md",
+        made = {f"{name}.csv", "runs.csv", f"{name}.md", f"{name}.tex", f"{name}.files.json", f"{name}_captions.md",
                 f"{name.replace('tow', 'pairs')}.csv", *(f"{figure}.{end}" for figure in figures for end in ("png", "pdf"))}
         assert {path.name for path in out.iterdir()} == made
         assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in out.glob("*.png"))

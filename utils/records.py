@@ -42,6 +42,7 @@ FORM: dict[Any, Any] = {
                  "file?": MAYBE_TEXT},
     "layers?": {...: [(int,)]}, "remaining?": NUMBER, "rounds?": [{...: VALUE, "metrics": METRICS, "remaining": NUMBER}],
     "models?": (int,), "polarity?": (int,), "figures?": [TEXT], "spearman?": MAYBE_NUMBER, "compared?": (int,),
+    "processor?": TEXT, "threads?": (int,),
     "device?": TEXT, "peak_memory_mib?": NUMBER, "torch?": TEXT, "numpy?": TEXT, "retain_size?": (int,),
 }
 

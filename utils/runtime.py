@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -102,7 +104,18 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else _peak_of_process()
         memory = {} if peak is None else {"peak_memory_mib": round(peak, 1)}
-        return {"device": name, **memory, "torch": torch.__version__, "numpy": np.__version__}
+        return {"device": name, **memory, "processor": processor(), "threads": torch.get_num_threads(),
+                "torch": torch.__version__, "numpy": np.__version__}
+
+
+@functools.cache
+def processor() -> str:
+    """The name that the processor gives itself, else its kind."""
+    with contextlib.suppress(OSError, UnicodeDecodeError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
 
 
 def _peak_of_process() -> float | None:
