@@ -153,7 +153,7 @@ def test_analysis_writes_its_tables_and_plots(
         shell.call(stage, "--out", out, "--unlearn", "NG,GA", "--dataset", "digits", "--no_aug", "--seed", "1,2",
                    "--num_indexes_to_replace", 20, save_dir=library)
         rows = re.findall(r"^\| ([\w.]+)", capsys.readouterr().out, re.M)
-        assert rows == ["method", "retrain", "GA", "NG"]
+        assert rows[:2] == ["method", "retrain"] and sorted(rows[2:]) == ["GA", "NG"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
