@@ -3,7 +3,7 @@ VENV := .venv
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-sparse test bench lint tables clean
+.PHONY: demo demo-sparse test test-browser bench lint tables clean
 
 demo: $(VENV)/.ready
 	$(RUN) scripts/demo.py
@@ -13,7 +13,12 @@ demo-sparse: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile
+
+# the page of --html in headless Chromium, which has to be there
+test-browser: $(VENV)/.ready
+	@$(RUN) -c 'import sys; sys.path.insert(0, "tests/browser"); import chromium; sys.exit(0 if chromium.program() else chromium.MISSING)'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/browser
 
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks

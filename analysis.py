@@ -4,8 +4,11 @@ python analysis.py --dataset cifar10 --arch resnet18 --no_aug --unlearn NG --num
 python analysis.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by their method or kind)
 """
 
+import functools
+
 import arg_parser
-from report import bygroup, bysparsity, contrasts, figures, merge, output, scores
+import commands
+from report import bygroup, bysparsity, contrasts, figures, merge, output, scores, send
 
 
 @arg_parser.entry("analysis", __doc__)
@@ -13,7 +16,8 @@ def main(args):
     if args.cfg.merge is not None:
         return output.end(merge.write(args.cfg))
     more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
-    output.end(output.write(args.cfg, contrasts.TOW, figures.tow_charts, more))
+    page = functools.partial(send.write, command_of=commands.command_of)
+    output.end(output.write(args.cfg, contrasts.TOW, figures.tow_charts, more, page))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ python analysis_mia.py --dataset cifar10 --arch resnet18 --no_aug --unlearn NG -
 python analysis_mia.py --mem_proxy confidence --unlearn FT,NG,RUM        (plans by their method or kind)
 """
 
+import functools
+
 import arg_parser
-from report import bygroup, bysparsity, contrasts, figures, output
+import commands
+from report import bygroup, bysparsity, contrasts, figures, output, send
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
     more = [bygroup.mia_tables, bysparsity.mia_tables]
-    output.end(output.write(args.cfg, contrasts.MIA, figures.mia_charts, more))
+    page = functools.partial(send.write, command_of=commands.command_of)
+    output.end(output.write(args.cfg, contrasts.MIA, figures.mia_charts, more, page))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def pivot_of(heading: str, columns: Iterable[str], cells: Cells, name: str, asid
     tuned = tuple(label for label in numbers
                   if label != FLOOR and len({_settings(row, aside) for row in cells[label].values()}) > 1)
     behind = tuple(row for label in numbers for row in cells[label].values())
-    return Pivot(heading, tuple(columns), numbers, broken, tuned, told, behind)
+    runs = {label: {column: row.id for column, row in there.items()} for label, there in cells.items()}
+    return Pivot(heading, tuple(columns), numbers, broken, tuned, told, behind, runs)
 
 
 KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
@@ -212,7 +213,8 @@ def part_of(pivot: Pivot, name: str, title: str) -> Part:
             number = there.get(column)
             text = cell(number, digits_of(name), method == FLOOR)
             text = f"({text})" if (method, column) in pivot.collapsed else text
-            cells.append(Cell(text + (f", n={number.n}" if number else ""), number.mean if number else None))
+            cells.append(Cell(text + (f", n={number.n}" if number else ""), number.mean if number else None,
+                              pivot.runs[method][column] if number else ""))
         lines.append(Line(tuple(cells), anchor=method == FLOOR or method.split()[0] == "raw"))
     tuned = [f"The settings of {', '.join(pivot.tuned)} differ from column to column."] if pivot.tuned else []
     table = Table(f"{title}: mean [95 % t-interval]", ("method", *pivot.columns), tuple(lines),

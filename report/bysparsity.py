@@ -86,7 +86,7 @@ def part_of(sweep: Sweep, study: Study) -> Part:
             words = [f"({word})" for word in words] if row.collapsed else words
             n = max(n for *_, n in row.numbers.values())
             cells = [Cell(text, number.mean if number else None) for text, number in zip(words, numbers, strict=True)]
-            lines.append(Line((Cell(method), Cell(column, sweep.shares[column]), Cell(str(n), n), *cells)))
+            lines.append(Line((Cell(method), Cell(column, sweep.shares[column]), Cell(str(n), n), *cells), row.id))
     broken = any(row.collapsed for there in sweep.cells.values() for row in there.values())
     table = Table("Forgetting and speed by sparsity: mean [95 % t-interval]",
                   ("method", "sparsity", "n", *map(head_of, study.measures)), tuple(lines), (BROKEN,) if broken else ())

@@ -21,7 +21,7 @@ from report.requests import over_requests, spread
 from report.rows import Row, in_order, rows
 from report.table import Part, latex, markdown
 from report.tables import csv_of, part_of
-from utils import say
+from utils import make_folder, say
 
 CAPTIONS = "captions.md"
 FIGURED = 12  # settings up to which each has figures of its own: nobody looks at more, and they take seconds each
@@ -32,7 +32,8 @@ class Pivot:
     """One measure of several settings beside one another: ``cells[method][column]``, where there is one.
 
     collapsed: (method, column) of the cells in which runs are broken models. tuned: methods whose settings are not the same
-    in all columns. told: the heading for people; heading: with the hashes, for the CSV. behind: the rows of the cells.
+    in all columns. told: the heading for people; heading: with the hashes, for the CSV. behind: the rows of the cells;
+    runs: their ids.
     """
 
     heading: str
@@ -42,6 +43,7 @@ class Pivot:
     tuned: tuple[str, ...] = ()
     told: str = ""
     behind: tuple[Row, ...] = ()
+    runs: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def shown(self) -> Heading:
@@ -122,15 +124,19 @@ def over(part: list[Row]) -> Heading:
 
 
 def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Heading, Any], dict[str, Chart]],
-          more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = ()) -> Written:
+          more: Sequence[Callable[[Any, list[Row]], Iterable[Extra]]] = (),
+          send: Callable[[Any, list[Row], list[str]], None] = lambda cfg, table, notes: None) -> Written:
     """Tables and figures of the runs that pass the filters, as files; none where no run has a retrain.
 
     Args:
-        charts_of: the charts of one setting by name; more: what gives the tables beside the main one, which may be none.
+        charts_of: the charts of one setting by name; more: what gives the tables beside the main one, which may be none;
+        send: writes the page of ``--html`` from the rows and the notes below the tables.
     """
-    found = gather(cfg)
+    page, found = cfg.page, gather(cfg)
     if not found.pairs:
         return Written("\n".join([*found.notes, "no run has its retrain, so nothing was compared or written"]), False)
+    if page is not None:
+        make_folder(page.parent, "--html")  # before the first file is written
     every = rows(found.pairs)
     table = best.pick(every, cfg.best)
     settings = by_setting(table)
@@ -146,10 +152,13 @@ def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Headi
     if cfg.venue != draw.NONE and any(extra.figures for extra in extras):
         files[f"{study.name}_{CAPTIONS}"] = captions_of(extras)  # those of ToW and of ToW-MIA stand in one folder
     folders.keep(cfg.folder, study.name, files)
+    if page is not None:
+        send(cfg, every, found.notes)
     texts = [markdown(extra.parts) for extra in extras if extra.parts]
     few = [] if drawn else [f"note: figures of single settings are drawn where there are at most {FIGURED}, and here are "
                             f"{len(settings)}; filter them, or ask for all by --figures"]
-    text = "\n".join([*texts, *found.notes, *few, f"{cfg.folder}: {', '.join(files)}"])
+    sent = [f"{page}: all of it"] if page is not None else []
+    text = "\n".join([*texts, *found.notes, *few, f"{cfg.folder}: {', '.join(files)}", *sent])
     return Written(text, cfg.partial or found.whole)
 
 

@@ -55,10 +55,24 @@ class FilterConfig(EvaluationConfig):
     figures: bool = hp(False, "draw the figures of every setting, even of more than 12")
     partial: bool = hp(False, "exit with 0 though retrains are missing or runs damaged, which are listed below the tables and "
                        "else end in 1; runs that are not finished, or of an older form, never do")
+    html: str | None = hp(None, "write all of it as one page too, with both studies, to this file; it needs no network")
+    pictures: int = hp(40, "images of each forget set that --html shows", low=0, high=1000)
 
     @property
     def folder(self) -> Path:
         return folder_of(self)
+
+    @property
+    def page(self) -> Path | None:
+        """The file of ``--html``.
+
+        Raises:
+            BadInput: it is a folder.
+        """
+        found = None if self.html is None else Path(self.html)
+        if found is not None and found.is_dir():
+            raise BadInput(f"--html {self.html}: this is a folder; name a file, such as {found / 'report.html'}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from report.labels import computation, labels_of, one_of_each_seed, shown_names
 from report.measures import domain_of, images_error, margin_distance, measures, shares
 from report.pairs import Pair, is_plan, name_of, needs_scores
 from report.settings import Setting
-from utils import BadInput, Saved
+from utils import BadInput, Saved, digest_of
 
 FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
 MEAN_GAP, GAP_MEANS = "Avg. gap", "gap of means"  # of single runs, averaged over seeds; of averages over seeds, as published
@@ -50,6 +50,11 @@ class Row:
     @property
     def place(self) -> Setting:
         return self.pairs[0].setting
+
+    @property
+    def id(self) -> str:
+        """Letters and digits that no other row has: what leads from a table to its runs."""
+        return f"r{digest_of([self.setting, self.method, self.variant])}"
 
     @property
     def is_reference(self) -> bool:

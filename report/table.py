@@ -14,10 +14,11 @@ WIDTH = 118  # characters of a line of notes
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is read, and the number that a table is sorted by."""
+    """What is read, and the number that a table is sorted by; run: id of the runs behind it, where they are not the line's."""
 
     text: str
     value: float | None = None
+    run: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ def main_table(part: list[Row], cfg: FilterConfig, study: Study) -> Table:
         told = f"{n} pair{'s'[: n - 1]}" if row.method == FLOOR else f"{n}{'*' if row.others_seeds(part) else ''}"
         numbers = [(row.numbers.get(name), _words(row, name)) for name in present]
         cells = [Cell(row.told), Cell(told, n), *(Cell(text, number.mean if number else None) for number, text in numbers)]
-        lines.append(Line(tuple(cells), anchor=is_anchor(row)))
+        lines.append(Line(tuple(cells), row.id, is_anchor(row)))
     about = {head_of(name): METRICS[name][2] for name in present if name in METRICS}
     return Table(_title(part, present), ("method", "n", *map(head_of, present)), tuple(lines),
                  (*best.said(part, cfg.best), *explained(part), *notes_of(part, tuple(present))), about)
@@ -138,24 +138,24 @@ def _units(part: list[Row]) -> str:
 
 def comparisons(part: list[Row], cfg: FilterConfig, study: Study) -> list[Table]:
     """Method - retrain, and method - best where one may be called so; none of one seed."""
-    names = {row.method: row.told for row in contrasts.methods_of(part)}
+    named = {row.method: row for row in contrasts.methods_of(part)}
     found = contrasts.of_setting(part, study, cfg)
     if not any(contrast.found.n > 1 for contrast in found):
         return []
     over, tests = f"1 - {study.headline}", {(c.method, c.measure, c.against): c for c in found}
     columns = [*((name, RETRAIN) for name in study.shown), (over, NOTHING)]
-    columns = [column for column in columns if any((method, *column) in tests for method in names)]
+    columns = [column for column in columns if any((method, *column) in tests for method in named)]
     heads = [f"{name} over the floor" if against == NOTHING else head_of(name) for name, against in columns]
-    lines = [Line((Cell(told), *(_compared(tests.get((method, *column))) for column in columns)))
-             for method, told in names.items()]
+    lines = [Line((Cell(row.told), *(_compared(tests.get((method, *column))) for column in columns)), row.id)
+             for method, row in named.items()]
     tables = [Table("", ("method - retrain", *heads), tuple(lines),
                     tuple(_legend([c for c in found if (c.measure, c.against) in columns], cfg)))]
     against = [c for c in found if c.measure == study.headline and c.against not in (RETRAIN, NOTHING)]
     if against:
-        head = (f"method - best ({names[against[0].against]})", "n", study.headline, "95 %", "p, Holm", "verdict")
-        warning = (f"The best of {len(names)} methods by these same seeds: of equal ones one always looks best; confirm it on "
+        head = (f"method - best ({named[against[0].against].told})", "n", study.headline, "95 %", "p, Holm", "verdict")
+        warning = (f"The best of {len(named)} methods by these same seeds: of equal ones one always looks best; confirm it on "
                    "fresh seeds.")
-        tables.append(Table("", head, tuple(_beside_best(c, names[c.method]) for c in against), (warning,)))
+        tables.append(Table("", head, tuple(_beside_best(c, named[c.method]) for c in against), (warning,)))
     return tables
 
 
@@ -163,12 +163,12 @@ def _compared(contrast: Contrast | None) -> Cell:
     return Cell(contrasts.words(contrast), contrast.found.mean if contrast else None)
 
 
-def _beside_best(c: Contrast, told: str) -> Line:
+def _beside_best(c: Contrast, row: Row) -> Line:
     low, high = c.found.ends or (None, None)
     ends = "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
     verdict = c.verdict + (f" ({c.needed})" if c.needed else "")
-    return Line((Cell(told), Cell(str(c.found.n), c.found.n), Cell(f"{c.found.mean:+.3f}", c.found.mean), Cell(ends, low),
-                 Cell("-" if c.p_holm is None else f"{c.p_holm:.3f}", c.p_holm), Cell(verdict)))
+    return Line((Cell(row.told), Cell(str(c.found.n), c.found.n), Cell(f"{c.found.mean:+.3f}", c.found.mean), Cell(ends, low),
+                 Cell("-" if c.p_holm is None else f"{c.p_holm:.3f}", c.p_holm), Cell(verdict)), row.id)
 
 
 def _legend(found: list[Contrast], cfg: FilterConfig) -> list[str]:

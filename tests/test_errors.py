@@ -172,6 +172,8 @@ filter by another data set | analysis | --save_dir {runs} --dataset cifar10 | pa
 analysis of damaged outputs | analysis | --save_dir {damaged_outputs} --mia interval | outputs.npz & --force
 analysis of halved outputs | analysis | --save_dir {halved_outputs} --mia interval | outputs.npz & --force
 out is a file | analysis | --save_dir {runs} --unlearn FT --out {empty} | cannot write & --out
+page is a folder | analysis | --save_dir {runs} --html {tmp} | --html & folder & report.html
+page below a file | analysis_mia | --save_dir {runs} --unlearn FT --html {empty}/page.html | cannot write & --html
 """
 STAGES = {"train": "main_train.py", "mask": "generate_mask.py", "forget": "main_forget.py", "random": "main_random.py",
           "rum": "main_rum.py", "memorization": "main_memorization.py", "analysis": "analysis.py",

@@ -150,7 +150,8 @@ def test_every_setting_is_read_by_its_stage(
         groups, _ = stages.chosen(stage, name or {"random": "RL", "rum": "NG", "memorization": "memorization"}.get(stage, "FT"))
     analysis = stage.startswith("analysis")
     readings = Readings(monkeypatch)
-    shell.call(stages.STAGES[stage][0], *words, *(["--out", tmp_path / "out"] if analysis else []),
+    apart = ["--out", tmp_path / "out", "--html", tmp_path / "page.html"] if analysis else []
+    shell.call(stages.STAGES[stage][0], *words, *apart,
                save_dir=library if analysis else tmp_path)
     idle = {*stages.idle_in(groups), *stages.NO_EFFECT_IN.get(stage, {})}
     left = readings.unread(groups) - BEFORE - UNUSED.get(which, set()) - EVERYWHERE - idle
