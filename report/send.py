@@ -14,7 +14,7 @@ from report.contrasts import MIA, TOW, Study
 from report.draw import Chart
 from report.forgotten import Album
 from report.names import Heading
-from report.output import Extra, by_setting, headings_of, of_study, over
+from report.output import FIGURED, Extra, by_setting, headings_of, of_study, over
 from report.page import Facts, Page, Picture, Section, picture, render
 from report.pairs import AnalysisConfig, FilterConfig
 from report.requests import over_requests
@@ -27,6 +27,7 @@ STUDIES = (TOW, MIA)
 PAGE = Look(4.0, 4.0, 8.0)  # fits a telephone; a wide window has three beside one another
 BUDGET = 8_000_000  # bytes of figures and pictures on a page
 ELSEWHERE = "Some figures are left out, so that the page stays small enough to send; all are in the folder of the analysis."
+MANY = f"Figures of single settings are drawn where there are at most {FIGURED} of them; --figures draws them all."
 UNKNOWN = "The original is a file without a record: its training is not known."
 
 
@@ -111,11 +112,12 @@ def _settings(cfg: FilterConfig, every: list[Row], table: list[Row]) -> list[Sec
         there = [(study, next(one for one in extras[0].parts if one.tag == tag)) for study, extras in studies]
         heading, (grids, said) = there[0][1].heading, album.of(reference)
         taken = sum(len(shot.png) for grid in grids for shot in grid.shots)
-        drawn, whole = _figures(part, heading, cfg, left // (len(settings) - place) - taken, place)
+        few = cfg.figures or len(settings) <= FIGURED
+        drawn, whole = _figures(part, heading, cfg, left // (len(settings) - place) - taken, place) if few else ((), True)
         left -= taken + sum(len(figure.svg) for figure in drawn)
         parent = reference.run.record["parent"]
         trained = {**(parent.get("training") or {}), **(parent.get("setup") or {})}
-        absent = [said, "" if whole else ELSEWHERE, "" if trained else UNKNOWN]
+        absent = [said, "" if few else MANY, "" if whole else ELSEWHERE, "" if trained else UNKNOWN]
         sections.append(Section(
             heading.text, heading.small, tuple(f"{study.headline}: {line}" for study, own in there for line in own.verdicts),
             tuple(_titled(study, table) for study, own in there for table in own.tables), drawn, grids, _brief(part, cfg),
