@@ -8,14 +8,14 @@ import functools
 
 import arg_parser
 import commands
-from report import bygroup, bysparsity, contrasts, figures, merge, output, scores, send
+from report import bygroup, bysparsity, contrasts, figures, merge, output, published, ranks, scores, send
 
 
 @arg_parser.entry("analysis", __doc__)
 def main(args):
     if args.cfg.merge is not None:
         return output.end(merge.write(args.cfg))
-    more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables]
+    more = [bygroup.tow_tables, bysparsity.tow_tables, scores.tables, ranks.tow_tables, published.tables]
     page = functools.partial(send.write, command_of=commands.command_of)
     output.end(output.write(args.cfg, contrasts.TOW, figures.tow_charts, more, page))
 

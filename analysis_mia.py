@@ -8,12 +8,12 @@ import functools
 
 import arg_parser
 import commands
-from report import bygroup, bysparsity, contrasts, figures, output, send
+from report import bygroup, bysparsity, contrasts, figures, output, ranks, send
 
 
 @arg_parser.entry("analysis_mia", __doc__)
 def main(args):
-    more = [bygroup.mia_tables, bysparsity.mia_tables]
+    more = [bygroup.mia_tables, bysparsity.mia_tables, ranks.mia_tables]
     page = functools.partial(send.write, command_of=commands.command_of)
     output.end(output.write(args.cfg, contrasts.MIA, figures.mia_charts, more, page))
 

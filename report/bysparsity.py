@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from report import bygroup, names, pivots
@@ -12,7 +11,7 @@ from report.notes import BROKEN
 from report.output import Extra, Pivot
 from report.pairs import FilterConfig
 from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
-from report.settings import network_of, pruned_share
+from report.settings import network_of, pruned_share, way_of
 from report.table import Cell, Line, Part, Table
 from report.tables import OF_RETRAIN, cell, digits_of, head_of
 from utils import digest_of
@@ -108,7 +107,7 @@ def sweeps(table: list[Row]) -> list[Sweep]:
         rest = [{name: value for name, value in training.items() if name != "pruning"}, run.record["parent"].get("setup")]
         network = f"{run.setting('dataset')} {run.setting('arch')}"
         family = rows[0].place._replace(network=network, origin=digest_of([*rest, network_of(run)])[:4])
-        families.setdefault(family, {}).setdefault(_way(pruning), []).append((pruned_share(pruning), rows))
+        families.setdefault(family, {}).setdefault(way_of(pruning), []).append((pruned_share(pruning), rows))
     found = []
     for family, ways in families.items():
         dense = ways.pop("", [])
@@ -119,18 +118,6 @@ def sweeps(table: list[Row]) -> list[Sweep]:
                 told = names.joined(family, f"pruned by {way}", names.forget_set(family, size))
                 found.append(_sweep(family.label.replace(", ", f", pruned by {way}, ", 1), parts, told))
     return found
-
-
-def _way(pruning: Mapping[str, Any]) -> str:
-    """How an original was pruned, but for how much; "" of a dense one."""
-    if "shares" in pruning:
-        name = "random pruning" if pruning["random_prune"] else "OMP" if len(pruning["shares"]) == 2 else "IMP"
-        told = [str(pruning[key]) for key in ("prune_type", "rewind_epoch", "rewind_schedule", "prune_scope")]
-        return " ".join([name, *told, *([pruning["file"][:6]] if pruning["file"] else [])])
-    if "synflow" in pruning:
-        kept = " keep_shortcuts" if pruning["keep_shortcuts"] else ""
-        return f"SynFlow {pruning['rounds']} rounds{kept}"
-    return ""
 
 
 def _sweep(heading: str, parts: list[tuple[float, list[Row]]], told: str = "") -> Sweep:

@@ -58,19 +58,20 @@ class Written(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """Tables under one file name, and charts by theirs."""
+    """Tables under one file name, and charts by theirs; no lines of a CSV, no file. notes: for the screen alone."""
 
     name: str
     parts: tuple[Part, ...]
     csv: list[list[Any]]
     figures: dict[str, Chart]
+    notes: tuple[str, ...] = ()
 
 
 def files_of(table: Extra, venue: str) -> dict[str, bytes]:
     """A table and its figures as files."""
     out = io.StringIO()
     csv.writer(out).writerows(table.csv)
-    found = {f"{table.name}.csv": out.getvalue().encode()}
+    found = {f"{table.name}.csv": out.getvalue().encode()} if table.csv else {}
     found |= {f"{table.name}.{ending}": text.encode() for ending, text in _texts(table)}
     for name, chart in table.figures.items() if venue != draw.NONE else ():
         found |= {f"{name}.{ending}": content for ending, content in draw.files_of(chart, VENUES[venue]).items()}
@@ -155,10 +156,11 @@ def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Headi
     if page is not None:
         send(cfg, every, found.notes)
     texts = [markdown(extra.parts) for extra in extras if extra.parts]
+    notes = [*found.notes, *(f"note: {reason}" for extra in extras for reason in extra.notes)]
     few = [] if drawn else [f"note: figures of single settings are drawn where there are at most {FIGURED}, and here are "
                             f"{len(settings)}; filter them, or ask for all by --figures"]
     sent = [f"{page}: all of it"] if page is not None else []
-    text = "\n".join([*texts, *found.notes, *few, f"{cfg.folder}: {', '.join(files)}", *sent])
+    text = "\n".join([*texts, *notes, *few, f"{cfg.folder}: {', '.join(files)}", *sent])
     return Written(text, cfg.partial or found.whole)
 
 

@@ -84,6 +84,18 @@ def pruned_share(pruning: Mapping[str, Any]) -> float:
     return 1 - pruning["shares"][-1] if pruning.get("shares") else float(pruning.get("synflow", 0))
 
 
+def way_of(pruning: Mapping[str, Any]) -> str:
+    """How an original was pruned, but for how much; "" of a dense one."""
+    if "shares" in pruning:
+        name = "random pruning" if pruning["random_prune"] else "OMP" if len(pruning["shares"]) == 2 else "IMP"
+        told = [str(pruning[key]) for key in ("prune_type", "rewind_epoch", "rewind_schedule", "prune_scope")]
+        return " ".join([name, *told, *([pruning["file"][:6]] if pruning["file"] else [])])
+    if "synflow" in pruning:
+        kept = " keep_shortcuts" if pruning["keep_shortcuts"] else ""
+        return f"SynFlow {pruning['rounds']} rounds{kept}"
+    return ""
+
+
 def network_of(run: Saved) -> dict[str, Any]:
     """The settings of the network, which a published file's children alone record."""
     return {name: value for name, value in run.record["settings"].get("model", {}).items() if name != "num_classes"}

@@ -9,74 +9,15 @@ class and a random tenth). Its MIA is the support-vector attack: run analysis.py
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from report.published import LIMIT, MEASURES, NETWORK, Cell, beside, rows_of
 from report.table import grid
 from utils import write_atomic
-
-PUBLISHED = ROOT / "benchmarks" / "published" / "model_sparsity.csv"
-MEASURES = ("UA", "RA", "TA", "MIA")
-NETWORK, PRUNING, LIMIT = "cifar10 resnet18", "pruned by OMP ", 2.0
-SPREAD = 0.01  # of a cell that is printed without one, or with 0: its last digit
-SETS = {"forget class 0 (4500 images)": "class", "forget 4500 images": "random"}
-
-
-class Cell(NamedTuple):
-    """One measure of one method, ours and theirs, in %."""
-
-    where: str
-    measure: str
-    ours: float
-    theirs: float
-    spread: float
-
-    @property
-    def deviations(self) -> float:
-        return (self.ours - self.theirs) / self.spread
-
-    @property
-    def apart(self) -> bool:
-        return abs(self.deviations) > LIMIT
-
-    def __str__(self) -> str:
-        return f"{self.ours:.2f} / {self.theirs:.2f} ±{self.spread:.2f}{' !' if self.apart else ''}"
-
-
-def rows_of(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
-def published() -> dict[tuple[str, str, float], dict[str, str]]:
-    """(class or random, method, sparsity) -> the row of the published table."""
-    return {(row["forget"], row["method"], float(row["sparsity"])): row for row in rows_of(PUBLISHED)}
-
-
-def beside(table: list[dict[str, str]]) -> dict[str, dict[str, list[Cell]]]:
-    """class or random -> method with sparsity and number of seeds -> cells, for what both tables have; collapsed is said."""
-    theirs, found = published(), {}
-    for row in table:
-        words = row["setting"].split(", ")  # network, pruning, forget set, what else tells it from others
-        kind = SETS.get(words[2].split(" against ")[0]) if len(words) == 4 else None
-        method = row["method"].split(" (")[0]
-        there = theirs.get((kind, method, float(row["sparsity"])))
-        if there is None or words[0].split(" trained with ")[0] != NETWORK or not words[1].startswith(PRUNING):
-            continue
-        name = f"{row['method']}, {100 * float(row['sparsity']):g} %, n={row['n']}"
-        name += f", {row['collapsed']} collapsed" if int(row["collapsed"]) else ""
-        if name in found.get(kind, {}):  # another recipe, or other images
-            name += f", {words[1]}, {words[3]}"
-        where = f"{kind}, {name}"
-        found.setdefault(kind, {})[name] = [
-            Cell(where, key, float(row[key]), float(there[key]), max(SPREAD, float(there[f"{key}_sd"] or 0)))
-            for key in MEASURES if row[key]]
-    return found
 
 
 def report(found: dict[str, dict[str, list[Cell]]]) -> str:
