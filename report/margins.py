@@ -77,12 +77,12 @@ def chart(part: list[Row], heading: Heading) -> Multiples | None:
         lines = [_line(name, shares_below(own, xs), xs) for name, own in samples[id(row)].items()
                  if not (row.is_reference and name == "forget")]  # which is retrain's
         cells.append(Cell(row.told, tuple(lines)))
-    told = caption(f"Share of the images whose margin, log p - log(1 - p) of the true class, is at most that on the axis; "
+    told = caption("Share of the images whose margin, log p - log(1 - p) of the true class, is at most that on the axis; "
                    f"{heading.text}. Where a method's forget curve lies on retrain's, forgotten images look as they do to a "
-                   "model that never saw them; the largest distance between the two is KS_forget. Means over seeds; shade: "
-                   "least to most of the seeds.", rows, heading.small, intervals="")
-    return Multiples(f"How sure of the true class · {heading.text}", tuple(cells), Axis("margin (0: p = 1/2)"),
-                     Axis("share of images at most", (0, 1), whole=True), caption=told)
+                   "model that never saw them; the largest distance between the two, seed by seed, is KS_forget. Means over "
+                   "seeds; shade: least to most of the seeds.", rows, heading.small, intervals="")
+    axes = Axis("margin of the true class (0: p = 1/2)"), Axis("share of images at most", (0, 1), whole=True)
+    return Multiples(f"How sure of the true class · {heading.text}", tuple(cells), *axes, caption=told)
 
 
 def _line(name: str, curve: Curve, xs: np.ndarray) -> Line:

@@ -82,6 +82,8 @@ class _MultiplesOn:
         rows = math.ceil(len(chart.cells) / self.columns)
         top, foot = max(map(len, self.names)) * look.line + 0.06, 0.07 + look.line
         tall = max(TALL, 1.1 * (top + foot + (sheet.above() + look.line) / rows))  # the axes are half of the figure at least
+        # a label beside the rows is no longer than they are
+        tall = max(tall, (width_of(chart.y.label, look.size, look.family) + 0.1) / rows - top - foot)
         step = tall + top + foot
         figure, above = sheet.open(rows * step + 1.2 * look.line + PAD)
         total = figure.get_size_inches()[1]

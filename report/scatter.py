@@ -71,7 +71,8 @@ class _ScatterOn:
         chart, look, sheet = self.chart, self.look, self.sheet
         self._head()
         foot = 2 * look.line + 0.12 + self.key_height + PAD
-        tall = max(1.9 if sheet.width == look.width else 3.0, 1.1 * (foot + sheet.above()))
+        tall = max(1.9 if sheet.width == look.width else 3.0, 1.1 * (foot + sheet.above()),
+                   width_of(chart.y.label, look.size, look.family) + 0.1)
         figure, above = sheet.open(tall + foot)
         total = figure.get_size_inches()[1]
         up = chart.y.ticks(*self.up, tall, look, upright=True)
@@ -128,7 +129,7 @@ class _ScatterOn:
             top, (colour, marker) = (self.key_height + PAD - y) / total, self.chart.points[place].look
             figure.text(x / self.sheet.width, top, text, fontsize=self.small, va="top", ha="left", linespacing=1.15)
             figure.add_artist(Line2D([(x - 0.08) / self.sheet.width], [top - 0.5 * self.look.line / total], marker=marker,
-                                     color=colour, markersize=3.5, linestyle="", transform=figure.transFigure))
+                                     color=colour, linestyle="", transform=figure.transFigure))
 
 
 def _ends(dots: Sequence[Dot]) -> list[float]:
@@ -154,12 +155,16 @@ def _key(chart: Scatter, look: Look, width: float) -> tuple[list[tuple[float, fl
 
 def _point(axes: Any, point: Point, across: tuple[float, float], up: tuple[float, float]) -> None:
     colour, marker = point.look
+    thin: dict[str, Any] = {"color": colour, "linewidth": 0.7, "alpha": 0.7, "zorder": 2}
+    rim: dict[str, Any] = {"color": colour, "markersize": 3, "zorder": 3, "clip_on": False}
     if point.x.low is not None and point.x.high is not None:
-        axes.plot([max(point.x.low, across[0]), min(point.x.high, across[1])], [point.y.mean] * 2, color=colour,
-                  linewidth=0.7, alpha=0.7, zorder=2)
+        axes.plot([max(point.x.low, across[0]), min(point.x.high, across[1])], [point.y.mean] * 2, **thin)
+        for beyond, at, arrow in ((point.x.low < across[0], across[0], "<"), (point.x.high > across[1], across[1], ">")):
+            axes.plot([at] * beyond, [point.y.mean] * beyond, marker=arrow, **rim)
     if point.y.low is not None and point.y.high is not None:
-        axes.plot([point.x.mean] * 2, [max(point.y.low, up[0]), min(point.y.high, up[1])], color=colour,
-                  linewidth=0.7, alpha=0.7, zorder=2)
+        axes.plot([point.x.mean] * 2, [max(point.y.low, up[0]), min(point.y.high, up[1])], **thin)
+        for beyond, at, arrow in ((point.y.low < up[0], up[0], "v"), (point.y.high > up[1], up[1], "^")):
+            axes.plot([point.x.mean] * beyond, [at] * beyond, marker=arrow, **rim)
     axes.plot([point.x.mean], [point.y.mean], marker=marker, color=colour, zorder=4, linestyle="", clip_on=False,
               markerfacecolor="white" if point.y.hollow else colour)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAD, GAP = 0.06, 0.14  # inches at the rim, and between panels
-HANDLE = 0.3  # inches of a sign in the legend
+HANDLE = 0.3  # inches of a sign in the legend, at a font size of 7.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Sheet:
 
     def __init__(self, look: Look, wide: bool) -> None:
         self.look, self.width = look, look.wide if wide else look.width
+        self.handle = HANDLE * look.size / 7.5
         self.head: list[tuple[list[str], float, str]] = []  # lines, font size, weight
         self.keys: list[Any] = []
         self.labels: list[str] = []
@@ -108,14 +109,14 @@ class Sheet:
 
     def _legend(self) -> tuple[list[tuple[float, float, str]], float]:
         """Where each key's text goes, in inches from the left and down from the legend's top, wrapped; and its height."""
-        size, room, step = self.look.size - 0.5, self.width - 2 * PAD - HANDLE, 1.28 * (self.look.size - 0.5) / 72
+        size, room, step = self.look.size - 0.5, self.width - 2 * PAD - self.handle, 1.28 * (self.look.size - 0.5) / 72
         found, x, y, lines = [], PAD, 0.0, 0
         for label in self.labels:
             text = wrapped(label, room, self.look, size)
-            wide = HANDLE + max(width_of(row, size, self.look.family) for row in text) + 0.1
+            wide = self.handle + max(width_of(row, size, self.look.family) for row in text) + 0.1
             if x > PAD and x + wide > self.width - PAD:
                 x, y, lines = PAD, y + lines * step, 0
-            found.append((x + HANDLE, y, "\n".join(text)))
+            found.append((x + self.handle, y, "\n".join(text)))
             x, lines = x + wide, max(lines, len(text))
         return found, y + lines * step
 
@@ -138,7 +139,7 @@ class Sheet:
         for handle, (x, down, text) in zip(self.keys, self._legend()[0], strict=True):
             top, middle = 1 - (y + down) / height, 1 - (y + down + 0.6 * size / 72) / height
             figure.text(x / self.width, top, text, fontsize=size, va="top", ha="left", linespacing=1.15)
-            _place(figure, handle, ((x - HANDLE + 0.03) / self.width, (x - 0.07) / self.width), middle, size / 72 / height)
+            _place(figure, handle, ((x - self.handle + 0.03) / self.width, (x - 0.07) / self.width), middle, size / 72 / height)
         return figure, above
 
 
@@ -165,7 +166,7 @@ def _place(figure: Figure, handle: Any, across: tuple[float, float], middle: flo
                    linewidth=handle.get_linewidth(), transform=figure.transFigure)
     figure.add_artist(drawn)
     figure.add_artist(Line2D([sum(across) / 2], [middle], color=handle.get_color(), marker=handle.get_marker(), linestyle="",
-                             markersize=4, transform=figure.transFigure))
+                             transform=figure.transFigure))
 
 
 def number(x: float) -> str:

@@ -120,7 +120,7 @@ def named(pair: Pair, dataset: str, arch: str, what: str) -> Pair:
         if isinstance(group, dict):
             group |= {name: value for name, value in (("dataset", dataset), ("arch", arch)) if name in group}
     record["parent"]["training"] = (record["parent"]["training"] or {}) | {"pruning": {}}
-    return dataclasses.replace(pair, run=dataclasses.replace(pair.run, record=record),
+    return dataclasses.replace(pair, run=pair.run._replace(record=record),
                                setting=pair.setting._replace(network=f"{dataset} {arch}", what=what, drawn=""))
 
 

@@ -47,7 +47,8 @@ def multiples(count: int, letters: int, seeds: int, venue: str = "plain") -> Fig
         ends = {"low": [d.low for d in found], "high": [d.high for d in found]} if seeds > 1 else {}
         own = Line("", range(4), [d.mean for d in found], BLUE, "o", hollow=[d.hollow for d in found], **ends)
         cells.append(Cell(name, (Line("retrain", range(4), [1.0] * 4, "black", "o", "--"), own)))
-    chart = Multiples(TITLE, tuple(cells), Axis("weights gone"), Axis("ToW", (0, 1)), words=("dense", "80 %", "95 %", "99 %"))
+    axes = Axis("weights gone"), Axis("ToW-MIA, 1 = like retrain", (0, 1))
+    chart = Multiples(TITLE, tuple(cells), *axes, words=("dense", "80 %", "95 %", "99 %"))
     return draw_multiples(chart, VENUES[venue])
 
 
@@ -65,7 +66,7 @@ def scatter(count: int, letters: int, seeds: int, venue: str = "plain") -> Figur
         seconds = 10 ** random.uniform(-1, 2)
         spent = Dot(seconds, *((seconds / 3, seconds * 3) if seeds > 1 else ()))
         points.append(Point(name, spent, dot(random, seeds), (HUES[number % 8], MARKERS[number % 8])))
-    axes = Axis("seconds, log scale", (0, np.inf), log=True), Axis("distance to retrain", (0, 1))
+    axes = Axis("seconds, log scale", (0, np.inf), log=True), Axis("1 - ToW-MIA, 0 = like retrain", (0, 1))
     marks = (Mark("retrain against retrain", 0.03, 0.01, 0.05),)
     return draw_scatter(Scatter(TITLE, tuple(points), *axes, marks=marks, front=True), VENUES[venue])
 
@@ -129,3 +130,29 @@ def test_dots_lie_where_their_numbers_are() -> None:
     assert [(list(x), list(y)) for x, y in drawn] == [([0.9], [0.0]), ([0.7], [1.0])]
     assert [0.8, 0.95] in [list(line.get_xdata()) for line in axes.lines]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["NG", "FT"]
+
+
+def test_intervals_that_go_on_outside_end_in_an_arrow() -> None:
+    """In both directions of a scatter plot; one inside has none."""
+    points = (Point("wide", Dot(1.0, 1e-4, 1e4), Dot(0.5, 0.0, 1.0), (BLUE, "o")),
+              Point("near", Dot(2.0, 1.9, 2.1), Dot(0.5, 0.49, 0.51), (RED, "s")))
+    axes = draw_scatter(Scatter("", points, Axis("s", (0, np.inf), log=True), Axis("d", (0, 1))), VENUES["plain"]).axes[0]
+    drawn = [(line.get_color(), line.get_marker()) for line in axes.lines if len(line.get_xdata())]
+    assert {marker for colour, marker in drawn if colour == BLUE} > set("<>^v")
+    assert not {marker for colour, marker in drawn if colour == RED} & set("<>^v")
+
+
+def test_no_front_goes_through_a_broken_model_and_the_diagonal_is_of_equal_scales() -> None:
+    points = tuple(Point(name, Dot(x), Dot(y, hollow=broken), (BLUE, "o")) for name, x, y, broken in
+                   (("a", 1.0, 0.5, False), ("b", 0.5, 0.1, True), ("c", 2.0, 0.3, False)))
+    axes = draw_scatter(Scatter("", points, Axis("x"), Axis("y"), front=True, diagonal=True), VENUES["plain"]).axes[0]
+    assert [[1.0, 2.0], [0.5, 0.3]] in [[list(line.get_xdata()), list(line.get_ydata())] for line in axes.lines]
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_panels_of_one_axis_have_one_scale() -> None:
+    axis, rows = Axis("ToW", (0, 1)), ("a",)
+    panels = (Panel(axis, {"": {"a": Dot(0.2)}}), Panel(axis, {"": {"a": Dot(0.9)}}), Panel(Axis("%"), {"": {"a": Dot(50.0)}}))
+    one, two, other = draw_dots(Dots("", rows, panels, {"a": (BLUE, "o")}), VENUES["plain"]).axes
+    assert one.get_xlim() == two.get_xlim() != other.get_xlim()
+    assert one.get_xlim()[0] < 0.2 and one.get_xlim()[1] > 0.9

@@ -131,7 +131,7 @@ def test_a_broken_model_ranks_last(table: list[Row]) -> None:
     many = settings(table, 6)
     for row in many:
         if row.method == "FT":
-            row.pairs = [dataclasses.replace(pair, run=dataclasses.replace(pair.run, record=pair.run.record | {
+            row.pairs = [dataclasses.replace(pair, run=pair.run._replace(record=pair.run.record | {
                 "collapsed": True})) for pair in row.pairs]
     (extra,) = ranks.tow_tables(AnalysisConfig(), many)
     assert extra.figures["ranks"].rows == ("NG", "FT")
