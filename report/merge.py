@@ -33,7 +33,7 @@ def write(cfg: Any) -> Written:
     Raises:
         BadInput: a file that cannot be read, has other columns, or a line that is none of ours (with its number); filters.
     """
-    if told := folders.name_of(cfg):
+    if told := folders.name_of(cfg) or ("--html" if cfg.html else ""):
         raise BadInput(f"--merge joins whole files and takes no filter or other setting of an analysis; leave {told} away")
     parts = [read(Path(file)) for file in cfg.merge]
     lines, twice = joined(line for part in parts for line in part)

@@ -15,7 +15,7 @@ import numpy as np
 import pretended
 import pytest
 import shell
-from grouped import grouped
+from grouped import grouped, levels_and_plans, share_tow
 from PIL import Image
 
 import arg_parser
@@ -90,6 +90,24 @@ def test_single_numbers_are_those_of_their_run(bench: Path, monkeypatch: pytest.
                 if head in told:
                     assert told[head].value == pytest.approx(record["metrics"][name])
                     assert dict(run.facts)[head] == told[head].text == f"{record['metrics'][name]:.2f}"
+
+
+def test_cells_across_settings_lead_to_their_own_runs(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tables by group and of plans: a cell is the mean ToW of the runs it leads to, by hand from their records."""
+    plain(monkeypatch)
+    page = page_of(levels_and_plans(library, tmp_path), venue="none")
+    groups, made = {group.id: group for group in page.groups}, {run.id: run for run in page.runs}
+    checked = 0
+    for section in page.sections:
+        for cell in [cell for table in section.tables for line in table.lines for cell in line.cells if cell.run]:
+            seen = [made[line.run] for line in groups[cell.run].table.lines]
+            beside = [{what: folder for what, _, folder in run.parents}.get("compared with", run.folder) for run in seen]
+            mia = "ToW-MIA" in section.tables[0].title
+            each = [share_tow(Path(a.folder), Path(b), mia) for a, b in zip(seen, beside, strict=True)]
+            if "vs" not in groups[cell.run].name:
+                assert cell.value == pytest.approx(np.mean(each)), (section.heading, cell)
+                checked += 1
+    assert checked > 20
 
 
 def test_rows_and_csv_name_the_same_runs(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
