@@ -48,7 +48,7 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
     if meta["choices"]:
         return next(word for word in meta["choices"] if word != default)
     if many:
-        return (1,) if kind is int else (0.25,)
+        return {int: (1,), float: (0.25,), str: ("elsewhere",)}[kind]
     if kind is bool:
         return not default
     if issubclass(kind, str):
