@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evaluation.style import BLUE, GREY
+from evaluation.style import BLUE, GREY, SCREEN, styled
 from pruner.magnitude import prunable
 from utils import Mask, Run
 
@@ -42,6 +42,7 @@ def table(found: Mapping[str, list[int]]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
+@styled
 def figure(found: Mapping[str, list[int]], title: str) -> Figure:
     """A bar a layer, the share of its weights that stay in %; the share over all layers as a line."""
     from matplotlib.figure import Figure  # the object interface: no global state, no display
@@ -58,8 +59,8 @@ def figure(found: Mapping[str, list[int]], title: str) -> Figure:
     axes.set_xlim(0, 125)  # the counts stand in a column beside full bars
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("weights that stay, %")
-    drawn.legend(loc="outside lower center", frameon=False, fontsize=8)
-    axes.set_title(title, fontsize=10)
+    drawn.legend(loc="outside lower center", frameon=False)
+    axes.set_title(title)
     return drawn
 
 
@@ -69,4 +70,4 @@ def report(run: Run, model: nn.Module, mask: Mask | None) -> None:
     run.result(layers=found, remaining=remaining(found))
     if mask is not None:
         drawn = figure(found, run.label)
-        run.write("sparsity.png", lambda file: drawn.savefig(file, format="png", dpi=110))
+        run.write("sparsity.png", lambda file: drawn.savefig(file, format="png", dpi=SCREEN.dpi))

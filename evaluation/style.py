@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 # Okabe and Ito's palette: told apart with any colour vision
 BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -36,6 +38,11 @@ class Look:
         """Height of a line of text."""
         return 1.25 * self.size / 72
 
+    @property
+    def scale(self) -> float:
+        """How much larger the font is than in a paper's column."""
+        return max(1.0, self.size / 8)
+
     def settings(self) -> dict[str, Any]:
         """For ``matplotlib.rc_context``."""
         return {"font.size": self.size, "font.family": self.family, "mathtext.default": "regular", "axes.linewidth": 0.6,
@@ -50,6 +57,7 @@ class Look:
 # column and text width of the venues' style files of 2024 and 2025; plain fits a column and is legible on a screen
 VENUES = {"plain": Look(3.3, 6.8, 7.5), "icml": Look(3.25, 6.75, 7.5, "serif"), "neurips": Look(5.5, 5.5, 8, "serif"),
           "cvpr": Look(3.25, 6.875, 7.5, "serif"), "slides": Look(8.0, 12.0, 15, dpi=120)}
+SCREEN = Look(7.0, 12.0, 9, dpi=130)  # of figures that a run writes into its own folder
 
 
 def blank(width: float, height: float) -> Figure:
@@ -60,12 +68,22 @@ def blank(width: float, height: float) -> Figure:
 
 
 @contextlib.contextmanager
-def drawn_in(look: Look) -> Iterator[None]:
-    """What is drawn inside the block has the venue's look."""
+def drawn_in(look: Look, **more: Any) -> Iterator[None]:
+    """What is drawn inside the block has the venue's look; more: other settings of matplotlib."""
     import matplotlib
 
-    with matplotlib.rc_context(look.settings()):
+    with matplotlib.rc_context(look.settings() | more):
         yield
+
+
+def styled(draw: Callable[..., T]) -> Callable[..., T]:
+    """What draws a figure for the screen, in the fonts and lines of all others; formulas and powers are set as such."""
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **more: Any) -> T:
+        with drawn_in(SCREEN, **{"text.parse_math": True}):
+            return draw(*args, **more)
+
+    return wrapper
 
 
 @functools.cache

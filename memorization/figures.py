@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset import Data
-from evaluation.style import BLUE, GREEN, GREY, ORANGE, RED
+from evaluation.style import BLUE, GREEN, GREY, ORANGE, RED, SCREEN, styled
 from groups import LEVELS
 from memorization.proxies import spearman
 from sources.scores import POLARITY
@@ -37,6 +37,7 @@ def _skewed(values: np.ndarray) -> bool:
     return bool(len(values) and values.min() > 0 and values.max() > SKEW * np.median(values))
 
 
+@styled
 def histogram(scores: np.ndarray, title: str, label: str = "score") -> Figure:
     """Number of images by score (float [N], NaN left out), on a log scale, with mean and median."""
     values = scores[np.isfinite(scores)].astype(np.float64)
@@ -52,10 +53,10 @@ def histogram(scores: np.ndarray, title: str, label: str = "score") -> Figure:
         axes.set_ylim(bottom=0.6)  # a single image is a bar too
         axes.axvline(values.mean(), color=RED, linestyle="--", label=f"mean {values.mean():.3g}")
         axes.axvline(np.median(values), color=ORANGE, label=f"median {np.median(values):.3g}")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.set_xlabel(label)
     axes.set_ylabel("images, log scale")
-    figure.suptitle(f"{title} ({len(values)} images)", fontsize=10)
+    figure.suptitle(f"{title} ({len(values)} images)")
     return figure
 
 
@@ -75,6 +76,7 @@ def extremes(scores: np.ndarray, labels: np.ndarray, of: int, count: int, polari
     return most, rest[np.argsort(polarity * scores[rest], kind="stable")[:count]]
 
 
+@styled
 def grid(images: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: list[str], per_class: int = 8, *,
          title: str = "", polarity: int = 1) -> Figure:
     """Two rows a class, the most memorized images above the least, the score under each; classes without images are left out.
@@ -109,7 +111,7 @@ def grid(images: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: list
                 panel.set_title(_number(scores[i], whole), fontsize=6.5, y=-0.3)
     some = f" ({len(shown)} of {len(there)} classes)" if len(shown) < len(there) else ""
     title = title or "most and least memorized images of each class"
-    figure.suptitle(title + some, fontsize=10, y=1 - 0.08 / height, va="top")
+    figure.suptitle(title + some, y=1 - 0.08 / height, va="top")
     return figure
 
 
@@ -117,6 +119,7 @@ def _number(value: float, whole: bool) -> str:
     return f"{value:.0f}" if whole or value == 0 else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.1e}"
 
 
+@styled
 def proxy(score: np.ndarray, memorization: np.ndarray, rho: float, name: str, polarity: int = 0) -> Figure:
     """A proxy against memorization (float [N] each), images finite in both; Spearman's ``rho`` in the title."""
     both = np.isfinite(score) & np.isfinite(memorization)
@@ -132,10 +135,11 @@ def proxy(score: np.ndarray, memorization: np.ndarray, rho: float, name: str, po
         axes.scatter(x, y, s=10, alpha=0.45, color=BLUE, linewidths=0)
     axes.set_xlabel(f"{name} ({HIGH_END[polarity]})" if polarity else name)
     axes.set_ylabel("memorization")
-    axes.set_title(f"{name} against memorization: Spearman's $\\rho$ = {rho:.3f}, {len(x)} images", fontsize=10)
+    axes.set_title(f"{name} against memorization: Spearman's $\\rho$ = {rho:.3f}, {len(x)} images")
     return figure
 
 
+@styled
 def chunks(chunk_es: np.ndarray, levels: np.ndarray, distances: np.ndarray) -> Figure:
     """Entanglement of each chunk, and its distance to the centroid below; the chunks of low, mid and high ES are marked.
 
@@ -154,13 +158,13 @@ def chunks(chunk_es: np.ndarray, levels: np.ndarray, distances: np.ndarray) -> F
         lower.plot(chunk, distances[chunk], "o", markersize=7, color=LEVEL_COLOURS[level])
     upper.set_yscale("log")
     upper.set_ylabel("entanglement score (ES), log scale")
-    upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
+    upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     lower.set_ylim(0, 1.1 * distances.max())
     lower.set_ylabel("mean distance")
     lower.set_xlabel("chunk, from the training split's centroid outwards")
     if len(place) <= 30:
         lower.set_xticks(place)
-    figure.suptitle("Entanglement of each chunk with the rest of the training split", fontsize=10)
+    figure.suptitle("Entanglement of each chunk with the rest of the training split")
     return figure
 
 
@@ -193,5 +197,5 @@ def draw(run: Run, name: str, arrays: dict[str, np.ndarray], data: Data, memoriz
     written: list[str] = []
     for title, figure in figures(name, arrays, data, memorization).items():
         written.append(f"{title}.png")
-        run.write(written[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=130))
+        run.write(written[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=SCREEN.dpi))
     return written

@@ -84,7 +84,7 @@ class _DotsOn:
         height = max(step + 0.06, lines * look.line + 0.05) if beside else step + lines * look.line + 0.06
         widest = max(width_of(line, self.small, look.family) for name in names.values() for line in name)
         column = widest + 0.06 if beside else 0.1
-        across = max(1, min(len(chart.panels), chart.across, int((room - column + GAP) / (PANEL + GAP))))
+        across = max(1, min(len(chart.panels), chart.across, int((room - column + GAP) / (PANEL * look.scale + GAP))))
         down = math.ceil(len(chart.panels) / across)
         titled = any(panel.title for panel in chart.panels)
         wide = (room - column - GAP * (across - 1)) / across

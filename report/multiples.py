@@ -13,8 +13,7 @@ from report.sheet import GAP, PAD, Axis, Sheet, number, scaled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CELL = 1.35  # inches of a cell's axes at least
-TALL = 0.95
+CELL, TALL = 1.35, 0.95  # inches of a cell's axes at least, in small print
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +68,11 @@ class _MultiplesOn:
         self.chart, self.look, self.small = chart, look, look.size - 0.5
         self.sheet = Sheet(look, wide=len(chart.cells) > 2)
         self.up = _limits(chart.y, [(line.ys, line.low, line.high) for cell in chart.cells for line in cell.lines])
-        self.ticks_up = chart.y.ticks(*self.up, TALL, look, upright=True)
+        self.ticks_up = chart.y.ticks(*self.up, TALL * look.scale, look, upright=True)
         self.left = look.line + 0.1 + max(width_of(number(y), self.small, look.family) for y in self.ticks_up or [0.0])
-        room = self.sheet.width - 2 * PAD - self.left
-        self.columns = max(1, min(len(chart.cells), int((room + GAP) / (CELL + GAP))))
-        self.wide = (room - GAP * (self.columns - 1)) / self.columns
+        room, self.gap = self.sheet.width - 2 * PAD - self.left, GAP * look.scale
+        self.columns = max(1, min(len(chart.cells), int((room + self.gap) / (CELL * look.scale + self.gap))))
+        self.wide = (room - self.gap * (self.columns - 1)) / self.columns
         self.names = [wrapped(cell.name, self.wide, look, self.small, lines=4) for cell in chart.cells]
 
     def figure(self) -> Figure:
@@ -81,7 +80,8 @@ class _MultiplesOn:
         self._head()
         rows = math.ceil(len(chart.cells) / self.columns)
         top, foot = max(map(len, self.names)) * look.line + 0.06, 0.07 + look.line
-        tall = max(TALL, 1.1 * (top + foot + (sheet.above() + look.line) / rows))  # the axes are half of the figure at least
+        # the axes are half of the figure at least
+        tall = max(TALL * look.scale, 1.1 * (top + foot + (sheet.above() + look.line) / rows))
         # a label beside the rows is no longer than they are
         tall = max(tall, (width_of(chart.y.label, look.size, look.family) + 0.1) / rows - top - foot)
         step = tall + top + foot
@@ -90,7 +90,7 @@ class _MultiplesOn:
         across, places, words = self._across()
         for place, cell in enumerate(chart.cells):
             row, column = divmod(place, self.columns)
-            x, y = PAD + self.left + column * (self.wide + GAP), above + row * step + top
+            x, y = PAD + self.left + column * (self.wide + self.gap), above + row * step + top
             axes = figure.add_axes((x / sheet.width, 1 - (y + tall) / total, self.wide / sheet.width, tall / total))
             scaled(axes, chart.x, chart.y, across, self.up)
             for line in cell.lines:

@@ -156,7 +156,7 @@ def chart(found: list[Gap]) -> Scatter:
     measures = sorted({gap.measures for gap in found})
     told = caption(f"Gap to retrain, the mean |difference| of {' or '.join(', '.join(names) for names in measures)} in points, "
                    f"of means over seeds: published ({PAPER}, ten trials) and here.", [gap.row for gap in found], intervals="")
-    axes = (Axis(f"{where} gap to retrain, points", (0.0, 100.0)) for where in ("published", "this"))
+    axes = (Axis(f"gap to retrain, {where}, points", (0.0, 100.0)) for where in ("published", "here"))
     return Scatter("Gap to retrain, published and here", points, *axes, diagonal=True, caption=told,
                    note="hollow: collapsed" if any(gap.row.collapsed for gap in found) else "")
 

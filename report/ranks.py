@@ -122,9 +122,11 @@ def chart(found: Ranking, blocks: Blocks, rows: Sequence[Row], name: str) -> Dot
     """A row a method, the best at the top; bars at the right join those that are not told apart."""
     axis = Axis(f"mean rank by {name}, 1 = best", (1, len(found.ranks)), whole=True)
     panel = Panel(axis, {"": {method: Dot(mean) for method, mean in found.ranks.items()}}, bars=found.joined)
+    least = len(found.p) * 2 / 2 ** len(blocks)
+    weak = f" So few settings cannot tell two of so many methods apart (least p {least:.2g})." if least > 0.05 else ""
     told = caption(f"Mean rank by {name} over {len(blocks)} settings, each a block. A bar joins methods of which no two are "
                    "told apart (Wilcoxon's signed-rank test, exact, Holm over all pairs, 5 %). Settings of one network may "
-                   "share their originals.", rows, intervals="")
+                   f"share their originals.{weak}", rows, intervals="")
     return Dots(f"Ranks over {len(blocks)} settings", tuple(found.ranks), (panel,),
                 {method: looks.look_of(method) for method in found.ranks}, caption=told)
 

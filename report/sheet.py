@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAD, GAP = 0.06, 0.14  # inches at the rim, and between panels
-HANDLE = 0.3  # inches of a sign in the legend, at a font size of 7.5
+HANDLE = 0.3  # inches of a sign in the legend, in small print
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Sheet:
 
     def __init__(self, look: Look, wide: bool) -> None:
         self.look, self.width = look, look.wide if wide else look.width
-        self.handle = HANDLE * look.size / 7.5
+        self.handle = HANDLE * look.scale
         self.head: list[tuple[list[str], float, str]] = []  # lines, font size, weight
         self.keys: list[Any] = []
         self.labels: list[str] = []

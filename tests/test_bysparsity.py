@@ -16,7 +16,7 @@ from grouped import csv_lines, equals, share_tow
 from layout import faults
 from pretended import change, of_csv, pretend, table_of
 
-from report import bygroup, bysparsity, contrasts, output, pivots, tables
+from report import bygroup, bysparsity, contrasts, output, pivots, settings, tables
 from report.draw import draw
 from report.pairs import AnalysisConfig
 from report.rows import FLOOR, Row
@@ -146,13 +146,13 @@ def test_ways_of_pruning_are_told_apart_by_all_but_the_amount() -> None:
     """Two amounts are one way; any other word of a plan, or of SynFlow, makes it another."""
     synflow = {"synflow": 0.5, "rounds": 100, "keep_shortcuts": False}
     omp = OMP | {"shares": [1, 0.25]}
-    assert bysparsity._way(omp) == bysparsity._way(OMP | {"shares": [1, 0.1]}) != bysparsity._way({}) == ""
-    assert bysparsity._way(synflow) == bysparsity._way(synflow | {"synflow": 0.9})
+    assert settings.way_of(omp) == settings.way_of(OMP | {"shares": [1, 0.1]}) != settings.way_of({}) == ""
+    assert settings.way_of(synflow) == settings.way_of(synflow | {"synflow": 0.9})
     others = [omp | {name: value} for name, value in (
         ("shares", [1, 0.5, 0.25]), ("random_prune", True), ("prune_type", "lt"), ("rewind_epoch", 9),
         ("rewind_schedule", "published"), ("prune_scope", "layerwise_conv"), ("file", "ab" * 32), ("file", "cd" * 32))]
     others += [synflow | {"rounds": 99}, synflow | {"keep_shortcuts": True}]
-    assert len({bysparsity._way(way) for way in (omp, synflow, *others)}) == 2 + len(others)
+    assert len({settings.way_of(way) for way in (omp, synflow, *others)}) == 2 + len(others)
 
 
 @pytest.mark.parametrize("more", [{"epochs": 999}, {"pruning": OMP | {"shares": [1, 0.5], "prune_type": "lt"}},

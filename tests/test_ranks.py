@@ -95,6 +95,9 @@ def test_six_settings_are_ranked(table: list[Row]) -> None:
     assert lines[1][lines[0].index("p_NG")] == pytest.approx(2 / 2**6)
     assert [dot.mean for dot in chart.panels[0].dots[""].values()] == [1.0, 2.0]
     assert "over 6 settings" in chart.caption and "n = 3 seeds (3, 5, 8)" in chart.caption
+    assert "So few settings" not in chart.caption
+    three = {name: means | {"GA": 0.1} for name, means in ranks.blocks_of(many, contrasts.TOW, AnalysisConfig())[0].items()}
+    assert "So few settings" in ranks.chart(ranking(three), three, many, "ToW").caption  # 3 * 2 / 64
     assert lines[1][-6:] == [0.8 + k / 100 for k in range(6)]
 
 
