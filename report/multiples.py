@@ -137,13 +137,12 @@ def _limits(axis: Axis, found: Sequence[tuple[Sequence[float], Sequence[float] |
 
 
 def _line(axes: Any, line: Line, limits: tuple[float, float]) -> None:
-    axes.plot(line.xs, line.ys, color=line.colour, marker=line.marker, linestyle=line.dashes, linewidth=line.width,
-              markersize=3.5)
+    axes.plot(line.xs, line.ys, color=line.colour, marker=line.marker, linestyle=line.dashes, linewidth=line.width)
     if line.band and line.low is not None and line.high is not None:
         axes.fill_between(line.xs, line.low, line.high, color=line.colour, alpha=0.2, linewidth=0)
     elif line.low is not None and line.high is not None:
         for x, low, high in zip(line.xs, line.low, line.high, strict=True):
             axes.plot([x, x], [max(low, limits[0]), min(high, limits[1])], color=line.colour, linewidth=0.9)
     hollow = [place for place, broken in enumerate(line.hollow) if broken]
-    axes.plot([line.xs[p] for p in hollow], [line.ys[p] for p in hollow], line.marker or "o", color=line.colour, markersize=3.5,
+    axes.plot([line.xs[p] for p in hollow], [line.ys[p] for p in hollow], line.marker or "o", color=line.colour,
               markerfacecolor="white", zorder=5, linestyle="")
