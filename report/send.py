@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.accuracy import EvaluationConfig
 from evaluation.style import Look, drawn_in
-from report import best, bygroup, bysparsity, contrasts, draw, figures, names, scores
+from report import best, bygroup, bysparsity, contrasts, draw, figures, names, published, ranks, scores
 from report.behind import SEPARATE, Command, group, runs, word
 from report.contrasts import MIA, TOW, Study
 from report.draw import Chart
@@ -138,8 +138,9 @@ def _section(part: Part, headline: str = "", drawn: tuple[Picture, ...] = ()) ->
 
 
 def _beside(cfg: FilterConfig, table: list[Row]) -> list[Section]:
-    """The tables across settings: by group, of plans, by sparsity, of scores."""
-    made = [bygroup.tow_tables, bygroup.mia_tables, bysparsity.tow_tables, bysparsity.mia_tables]
+    """The tables across settings: by group, of plans, by sparsity, ranks, published gaps, of scores."""
+    made = [bygroup.tow_tables, bygroup.mia_tables, bysparsity.tow_tables, bysparsity.mia_tables, ranks.tow_tables,
+            ranks.mia_tables, published.tables]
     extras: list[Extra] = [extra for make in made for extra in make(cfg, table)]
     if isinstance(cfg, AnalysisConfig):
         extras += scores.tables(cfg, table)

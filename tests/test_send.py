@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import dataclasses
+import html
 import io
 import json
 import shlex
@@ -36,6 +37,11 @@ SHARE = {"forget, %": "forget", "retain, %": "retain", "test, %": "test", "MIA, 
 @pytest.fixture(scope="module")
 def bench(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretended.four_methods(library, tmp_path_factory.mktemp("send"))
+
+
+@pytest.fixture(scope="module")
+def levels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return levels_and_plans(library, tmp_path_factory.mktemp("levels"))
 
 
 def plain(patch: pytest.MonkeyPatch) -> None:
@@ -92,10 +98,19 @@ def test_single_numbers_are_those_of_their_run(bench: Path, monkeypatch: pytest.
                     assert dict(run.facts)[head] == told[head].text == f"{record['metrics'][name]:.2f}"
 
 
-def test_cells_across_settings_lead_to_their_own_runs(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_table_of_both_analyses_is_on_the_page(levels: Path, tmp_path: Path) -> None:
+    for stage in ("analysis_mia.py", "analysis.py"):
+        shell.call(stage, "--venue", "none", "--out", tmp_path / "out", "--html", tmp_path / "page.html", save_dir=levels)
+    text, heads = html.unescape((tmp_path / "page.html").read_text()), set()
+    for file in (tmp_path / "out").glob("*.md"):
+        heads |= {line.removeprefix("## ") for line in file.read_text().splitlines() if line.startswith("## ")}
+    assert len(heads) > 5 and not [head for head in heads if f">{head}</h2>" not in text]
+
+
+def test_cells_across_settings_lead_to_their_own_runs(levels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the tables by group and of plans: a cell is the mean ToW of the runs it leads to, by hand from their records."""
     plain(monkeypatch)
-    page = page_of(levels_and_plans(library, tmp_path), venue="none")
+    page = page_of(levels, venue="none")
     groups, made = {group.id: group for group in page.groups}, {run.id: run for run in page.runs}
     checked = 0
     for section in page.sections:
