@@ -31,7 +31,7 @@ FORGET_SETS = {"random": ["--forget_fraction", "0.1"], "class": ["--class_to_rep
 METHODS = ("raw", "FT", "FT_l1", "GA", "NG", "SCRUB", "RL_og")  # the others are in demo_sparse.py
 REFINED = ("FT", "NG", "RL")  # methods that RUM^F, shuffle and vanilla are shown with
 SCORES = ("ho_ret", "es")  # the proxies that training itself records need no run
-TABLES = ("analysis", "analysis_mia")
+PAGE = "report.html"
 POOL = ["--recipe", "fast", "--models", "40", "--engine", "serial"]
 SHARDS = 4
 PLAN = "low:raw mid:RL(unlearn_lr=0.05,unlearn_epochs=3) high:RL(unlearn_lr=0.05,unlearn_epochs=3)"
@@ -55,7 +55,9 @@ def jobs(out: str, seeds: list[int]) -> list[Job]:
         later += [Job("main_memorization", [*base, "--score", name], f"{who} · score {name}", (original, *pool))
                   for name in SCORES]
     made = (*pool, *originals, *later)
-    return [*made, *(Job(stage, ["--save_dir", out, "--out", out], f"tables and figures · {stage}", made) for stage in TABLES)]
+    tables = ["--save_dir", out, "--out", out]
+    return [*made, Job("analysis", [*tables, "--html", f"{out}/{PAGE}"], "tables, figures and the page to send", made),
+            Job("analysis_mia", tables, "tables and figures of membership inference", made)]
 
 
 def plain(base: list[str], who: str, out: str, kind: str, after: tuple[Job, ...]) -> list[Job]:
@@ -153,8 +155,9 @@ Tug-of-War against retrain, 1 = like a model that never saw the forget set; mean
 {FLOOR} [least, most]: as near as one can come; raw: the original as it is; SalUn: RL under a mask;
 RUM: a method for each group of memorization; RUM^F, shuffle, vanilla: one method group by group, and its controls
 
-tables       {out}/*.md, *.csv
-figures      {out}/*.png
+all of it    {out}/{PAGE}: one page to send
+tables       {out}/*.md, *.csv, *.tex
+figures      {out}/*.png, *.pdf
 memorized    {out}/memorization/digits-resnet8s-memorization-*/grid.png
 the log      {out}/{LOG}
 {time.perf_counter() - start:.0f} s""")

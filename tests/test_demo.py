@@ -27,6 +27,7 @@ from unlearn import METHODS
 from unlearn.plan import PlanConfig
 
 ROOT = Path(demo.ROOT)
+TABLES = ("analysis", "analysis_mia")
 PRETENDED = """
 import sys, time
 def main(words):
@@ -153,13 +154,13 @@ def test_jobs_of_the_demo_come_after_what_they_read() -> None:
         assert one.stage != "main_random" or "generate_mask" in before
         assert "--mem" not in one.words or len([other for other in closure(one) if "--shard" in other.words]) == demo.SHARDS
         seeds = {stages.peek(other.words, "seed") for other in closure(one)} - {None}
-        assert one.stage in demo.TABLES or seeds <= {stages.peek(one.words, "seed")}
+        assert one.stage in TABLES or seeds <= {stages.peek(one.words, "seed")}
     assert all(len(closure(one)) == len(todo) - 2 for one in todo[-2:])
 
 
 def closure(one: Job) -> set[Job]:
     """All jobs that it comes after, in one step or several."""
-    return set(one.after).union(*map(closure, () if one.stage in demo.TABLES else one.after))
+    return set(one.after).union(*map(closure, () if one.stage in TABLES else one.after))
 
 
 def test_the_recipe_of_the_demo_is_of_methods_and_their_settings() -> None:
