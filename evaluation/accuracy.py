@@ -62,7 +62,7 @@ METRICS = {
                        "chosen by scores does not count: it is the request, whichever method serves it"),
     "seconds_total": ("s", "low", "seconds + seconds_scores"),
     "speed_up": ("times", "high", "retrain's seconds over those of the method and its mask, where both ran on one kind of "
-                 "device; of raw there is none"),
+                 "machine; of raw there is none"),
     "images_read": ("%", "low", "images in the batches of the method and of its mask, each as often as it is read, in percent "
                     "of those that retrain reads: a cost that no machine changes"),
     "gap_val": ("points", "0", "mean |difference to retrain| over forget, retain and validation accuracy; as ToW_val"),

@@ -23,6 +23,9 @@ HUES = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BROWN, OLIVE)
 MARKERS = "osD^vP*X"  # told apart in grey
 
 
+PDF_FONTS = 42  # outlines as they are: publishers refuse the other kind
+
+
 @dataclasses.dataclass(frozen=True)
 class Look:
     """A venue's figures: one column wide, the whole text wide, font size and family, dots an inch of a picture."""
@@ -51,7 +54,7 @@ class Look:
                 "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.minor.size": 1.5,
                 "lines.linewidth": 0.16 * self.size, "lines.markersize": 0.56 * self.size,
                 "text.parse_math": False, "axes.spines.top": False,
-                "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "lethe"}
+                "axes.spines.right": False, "pdf.fonttype": PDF_FONTS, "svg.fonttype": "none", "svg.hashsalt": "lethe"}
 
 
 # column and text width of the venues' style files of 2024 and 2025; plain fits a column and is legible on a screen

@@ -11,6 +11,7 @@ from models import whereabouts
 from report.page import Facts, Group, Made
 from report.pairs import Pair
 from report.rows import FLOOR, Row
+from report.settings import machine_of
 from report.table import Cell, Line, Table
 from report.tables import digits_of, head_of
 from utils import BadInput, Saved, digest_of, read_record
@@ -135,7 +136,7 @@ def facts_of(run: Saved, metrics: Mapping[str, Any]) -> Facts:
     """What the record says of a run, and its own metrics."""
     record = run.record
     facts = {"seed": run.setting("seed"), "finished": record.get("finished"), "commit": record.get("commit", "")[:HASH],
-             "device": record.get("device"), "torch": record.get("torch"), "forget set": record.get("split_key"),
+             "machine": machine_of(record), "torch": record.get("torch"), "forget set": record.get("split_key"),
              "data": record.get("data_key"), "weights": record.get("weights", "")[:HASH]}
     seconds = {f"seconds, {name}": f"{value:.2f}" for name, value in record["seconds"].items()}
     numbers = {head_of(name): f"{value:.{digits_of(name)}f}" for name, value in metrics.items()

@@ -217,9 +217,9 @@ def part_of(pivot: Pivot, name: str, title: str) -> Part:
                               pivot.runs[method][column] if number else ""))
         lines.append(Line(tuple(cells), anchor=method == FLOOR or method.split()[0] == "raw"))
     tuned = [f"The settings of {', '.join(pivot.tuned)} differ from column to column."] if pivot.tuned else []
-    table = Table(f"{title}: mean [95 % t-interval]", ("method", *pivot.columns), tuple(lines),
+    table = Table("mean [95 % t-interval]", ("method", *pivot.columns), tuple(lines),
                   (*tuned, *([BROKEN] if pivot.collapsed else [])))
-    return Part(pivot.shown, (table,), tag=digest_of(pivot.heading)[:6])
+    return Part(pivot.shown._replace(text=f"{title} · {pivot.shown.text}"), (table,), tag=digest_of(pivot.heading)[:6])
 
 
 def csv_of(pivots: list[Pivot]) -> list[list[Any]]:

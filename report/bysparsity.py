@@ -87,11 +87,13 @@ def part_of(sweep: Sweep, study: Study) -> Part:
             cells = [Cell(text, number.mean if number else None) for text, number in zip(words, numbers, strict=True)]
             lines.append(Line((Cell(method), Cell(column, sweep.shares[column]), Cell(str(n), n), *cells), row.id))
     broken = any(row.collapsed for there in sweep.cells.values() for row in there.values())
-    table = Table("Forgetting and speed by sparsity: mean [95 % t-interval]",
+    table = Table("mean [95 % t-interval]",
                   ("method", "sparsity", "n", *map(head_of, study.measures)), tuple(lines), (BROKEN,) if broken else ())
     name, pivot = study.measures[0], sweep.pivot(study.measures[0])
-    beside = bygroup.part_of(pivot, name, f"{name} by sparsity").tables if pivot.cells else ()
-    return Part(pivot.shown, (table, *beside), tag=digest_of(sweep.heading)[:6])
+    beside = bygroup.part_of(pivot, name, "").tables if pivot.cells else ()
+    beside = tuple(dataclasses.replace(own, title=f"{name} by sparsity: {own.title}") for own in beside)
+    heading = pivot.shown._replace(text=f"Forgetting and speed by sparsity · {pivot.shown.text}")
+    return Part(heading, (table, *beside), tag=digest_of(sweep.heading)[:6])
 
 
 def sweeps(table: list[Row]) -> list[Sweep]:

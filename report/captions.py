@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Sequence
 
 from report.rows import FLOOR, Row
+from report.settings import machine_of
 
 REFERENCE = "Reference: the retrain of the same original, forget set and seed."
 SHOWN = 3  # values of a kind that are named
@@ -71,7 +72,7 @@ def _floor(rows: Sequence[Row]) -> str:
 
 def _made(rows: Sequence[Row]) -> str:
     runs = [pair.run.record for row in rows for pair in row.pairs]
-    machines = _named(str(run["device"]) for run in runs if run.get("device"))
+    machines = _named(name for run in runs if (name := machine_of(run)))
     commits = _named(str(run.get("commit", "unknown"))[:7] for run in runs)
     return f"Made on {machines}, commit {commits}." if machines else f"Made at commit {commits}."
 

@@ -12,6 +12,7 @@ import torch
 from evaluation import accuracy, separation, statistics, tow
 from evaluation.accuracy import load_outputs, remaining
 from report.pairs import Pair, name_of, needs_scores
+from report.settings import machine_of
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 
@@ -65,7 +66,7 @@ def cost(pair: Pair) -> dict[str, float]:
     """speed_up: retrain's seconds over the run's; images_read: by the method and its mask, in percent of retrain's."""
     found = {}
     own, ref = (sum(run.record["seconds"].get(name, 0.0) for name in ("unlearn", "mask")) for run in (pair.run, pair.retrain))
-    alike = pair.run.record.get("device") == pair.retrain.record.get("device")
+    alike = machine_of(pair.run.record) == machine_of(pair.retrain.record)
     if own > 0 and ref > 0 and alike and name_of(pair.run) != "raw":  # which does nothing, and takes the time to say so
         found["speed_up"] = ref / own
     read, theirs = (run.record.get("images_read") for run in (pair.run, pair.retrain))

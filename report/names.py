@@ -32,7 +32,12 @@ def architecture(name: str) -> str:
 
 def network(place: Setting) -> str:
     """Data set and network, and how much of it was pruned: ``CIFAR-10 · ResNet-18 · 95 % pruned``."""
-    data, arch, *rest = place.network.split(" ", 2)
+    return told(place.network)
+
+
+def told(named: str) -> str:
+    """The same of ``cifar10 resnet18 95 % pruned``."""
+    data, arch, *rest = named.split(" ", 2)
     return BETWEEN.join([DATA.get(data, data), architecture(arch), *rest])
 
 
@@ -71,8 +76,8 @@ def headings(members: Mapping[str, list[Pair]]) -> dict[str, Heading]:
 
 def _text(pair: Pair) -> str:
     place = pair.setting
-    told = joined(place, forget_set(place, pair.run.record.get("train_size")))
-    return BETWEEN.join([told, *([f"request {place.request}"] if place.request else [])])
+    text = joined(place, forget_set(place, pair.run.record.get("train_size")))
+    return BETWEEN.join([text, *([f"request {place.request}"] if place.request else [])])
 
 
 def _seeds_of_the_choice(pair: Pair) -> dict[str, str]:

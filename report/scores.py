@@ -15,6 +15,7 @@ from evaluation import statistics
 from evaluation.statistics import Number
 from memorization import SCORES
 from memorization.proxies import spearman
+from report import names
 from report.labels import labels_of
 from report.names import Heading
 from report.output import Extra
@@ -137,7 +138,7 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
     labels = labels_of([(network + key, variant) for network, key, variant in grouped])
     lines: list[list[Any]] = [["data", "network", "score", "polarity", "seconds", "seconds_low", "seconds_high", "spearman",
                                "spearman_low", "spearman_high", "n", "compared_with"]]
-    text: dict[str, list[Line]] = {}
+    text: dict[Heading, list[Line]] = {}
     for (network, key, variant), members in sorted(grouped.items(), key=lambda item: (item[0][:2], _place(item[1][0].name))):
         name, reference = members[0].name, references[key]
         rhos = [rho for rho in (_rho(scored, reference) for scored in members) if math.isfinite(rho)]
@@ -149,9 +150,10 @@ def _extra(found: list[Scored], references: dict[str, Path | None]) -> Extra:
         told = f"compared with {reference}" if reference else "memorization itself is not known here: main_memorization.py"
         cells = [Cell(label), Cell(WORDS[POLARITY[name]]), Cell(cell(seconds), seconds.mean),
                  Cell(cell(rho, 3), rho.mean if rho else None), Cell(str(len(members)), len(members))]
-        text.setdefault(f"Scores: {network}, {key[:6]}; {told}", []).append(Line(tuple(cells)))
+        heading = Heading(f"Scores · {names.told(network)}", f"training images {key[:6]}; {told}")
+        text.setdefault(heading, []).append(Line(tuple(cells)))
     head = ("score", "larger values mean", "seconds", "Spearman with memorization", "n")
-    parts = [Part(Heading(heading, ""), (Table("", head, tuple(body)),)) for heading, body in text.items()]
+    parts = [Part(heading, (Table("", head, tuple(body)),)) for heading, body in text.items()]
     return Extra("scores", tuple(parts), lines, {})
 
 

@@ -19,6 +19,7 @@ from report.page import Facts, Page, Picture, Section, picture, render
 from report.pairs import AnalysisConfig, FilterConfig
 from report.requests import over_requests
 from report.rows import FLOOR, Row
+from report.settings import machine_of
 from report.table import Part, Table
 from report.tables import columns_of
 from utils import Config, flag_words, write_atomic
@@ -81,7 +82,8 @@ def facts_of(cfg: FilterConfig, table: list[Row]) -> Facts:
         "methods": f"{len(methods)}, beside retrain",
         "runs": str(len(every)),
         "seeds": ", ".join(map(str, sorted({run.setting("seed") for run in every}))),
-        "machine": all_of("device"), "torch": all_of("torch"), "commit": all_of("commit", 12),
+        "machine": SEPARATE.join(sorted({machine_of(run.record) for run in every} - {""})) or "not recorded",
+        "torch": all_of("torch"), "commit": all_of("commit", 12),
         "newest run": max(run.record["finished"] for run in every),
         "attack": ", ".join(f"{name} {word(value)}" for name, value in attack.items()),
         "made by": " ".join(["python analysis.py", *_typed(cfg)]),

@@ -123,6 +123,14 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def machine_of(record: Mapping[str, Any]) -> str:
+    """The GPU, or the processor with its threads, that a run was made on; "" where no record tells."""
+    device, processor, threads = record.get("device", ""), record.get("processor"), record.get("threads", 0)
+    if not device.startswith("cpu") or not processor:
+        return device
+    return f"{processor}, {threads} thread{'s' if threads != 1 else ''}"
+
+
 # ---------------------------------------------------------------------------------------------------------------- of a run
 
 

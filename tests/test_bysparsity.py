@@ -104,8 +104,8 @@ def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, 
     assert {path.name for path in tmp_path.iterdir()} == drawn | beside | {
         f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex")}
     shown = (tmp_path / f"{study.stem}.md").read_text()
-    assert shown in text and shown.startswith("## digits · ResNet-20 · pruned by OMP")
-    assert "Forgetting and speed by sparsity: mean" in shown and f"{study.measures[0]} by sparsity: mean" in shown
+    assert shown in text and shown.startswith("## Forgetting and speed by sparsity · digits · ResNet-20 · pruned by OMP")
+    assert f"{study.measures[0]} by sparsity: mean" in shown
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
     assert rows[0] == ["method", "sparsity", "n", *map(tables.head_of, study.measures)]
     assert len({tuple(row[:2]) for row in rows[2:14]}) == 4 * 3

@@ -34,7 +34,7 @@ UNUSED = {
     "memorization": {"fraction", "influence_above", "recipe"}, "analysis": {"scores"},
 }
 # always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut
-EVERYWHERE = {"deterministic", "progress", "resume_every", "std", "any_scores"}
+EVERYWHERE = {"noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores"}
 STAGES = [*stages.STAGES, *(f"forget {name}" for name in ("raw", "retrain", "FT", "wfisher", "ssd", "SCRUB")),
           *(f"memorization {name}" for name in ("confidence", "loss_curvature", "ho_ret", "es"))]
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)

@@ -135,7 +135,7 @@ def test_means_of_merged_tables_are_those_of_one_analysis(
 
 SPOIL = {
     "another version's column": (lambda text: text.replace("setting,dataset", "setting,data set", 1), ["line 1", "'data set'"]),
-    "a cut line": (lambda text: text[: len(text) // 2].rpartition(",")[0], ["line ", "values in place of"]),
+    "a cut line": (lambda text: text.rstrip().rpartition(",")[0], ["line ", "values in place of"]),
     "no number": (lambda text: re.sub(r",forget,(?=\d)", ",forget,x", text, count=1), ["line ", "value is 'x"]),
     "infinity": (lambda text: re.sub(r",forget,[\d.]+", ",forget,inf", text, count=1), ["line ", "value is 'inf'"]),
     "empty": (lambda text: "", ["line 1"]),

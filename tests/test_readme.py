@@ -72,6 +72,7 @@ def toy(words: list[str]) -> list[str]:
 def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("report.output.FIGURED", 3)  # figures where there are few settings, as in the first analyses
     whole = sources.load("digits", tmp_path, download=False)
     parts = {"x_train": whole.x_train[:500], "y_train": whole.y_train[:500], "x_test": whole.x_test[:120],
              "y_test": whole.y_test[:120]}

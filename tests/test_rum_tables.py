@@ -100,7 +100,7 @@ def test_rum_table_has_a_column_for_each_score(bench: Path, written: tuple[Path,
 
 def test_tables_beside_the_main_one_are_shown_after_it(written: tuple[Path, str]) -> None:
     out, text = written
-    places = [text.index(words) for words in ("| method ", "ToW by group: ", "ToW of RUM and its controls: ", f"{out}: ")]
+    places = [text.index(words) for words in ("| method ", "ToW by group · ", "ToW of RUM and its controls · ", f"{out}: ")]
     assert places == sorted(places)
     assert (out / "rum.md").read_text() in text and (out / "tow_by_group.md").read_text() in text
     (line,) = csv_lines(out / "rum.csv")[:1]
