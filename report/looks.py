@@ -33,6 +33,6 @@ def look_of(label: str) -> Look:
 def kind_of(label: str) -> tuple[str, str]:
     """Of a plan its kind and what it does with each group, of a method that it stands alone: ("RUM^F", "NG (alpha=0.9)")."""
     kind, _, rest = label.partition(" ")
-    if kind in KINDS and rest:
-        return (kind, label) if kind in ("RUM", "plan") else (kind, rest)
-    return ALONE, label
+    if kind in ("RUM", "plan"):
+        return kind, label
+    return (kind, rest) if kind in KINDS and rest else (ALONE, label)

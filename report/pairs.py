@@ -138,7 +138,7 @@ def gather(cfg: FilterConfig) -> Found:
     original is the reference, the others are methods beside it; if none was, each is a reference of a setting of its own.
 
     Raises:
-        BadInput: no run passes (with what each filter left); two retrains were trained alike.
+        BadInput: no run passes (with what each filter left).
     """
     # which are damaged is asked of those alone that anybody wants
     there, problems = survey(Path(cfg.save_dir), ("forget", "rum"), finished=None, files=("record.json",))
@@ -158,13 +158,16 @@ def gather(cfg: FilterConfig) -> Found:
         raise BadInput(_nothing(every, cfg) + _passed_over(problems))
     alone = [run for run in kept if pairing(run) not in retrains]
     kept = [run for run in kept if pairing(run) in retrains]
-    references = {key: _references(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
+    alike = {key: _alike(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
+    twins = [same for there in alike.values() for same in there.values() if len(same) > 1]
+    doubles = {run.folder for same in twins for run in same[1:]}
+    references = {key: _references(there) for key, there in alike.items()}
     used = [run for there in references.values() for run in there.values()]
     if cfg.unlearn is None or "retrain" in cfg.unlearn:
-        folders = {run.folder for run in used}
+        folders = {run.folder for run in used} | doubles
         kept += [run for key in references for run in retrains[key] if run.folder not in folders]
     spoiled = [run for run in asked if run.folder in lost and name_of(run) == "retrain"]
-    notes = [*missing(alone, spoiled, cfg.save_dir), *_unfinished(_late(there, cfg)),
+    notes = [*_twice(twins), *missing(alone, spoiled, cfg.save_dir), *_unfinished(_late(there, cfg)),
              *_of_older_form(older, [*used, *kept]), *(f"passed over: {problem}" for problem in problems)]
     return Found(_beside(used, kept, references, cfg), notes, not alone and not problems)
 
@@ -217,16 +220,22 @@ def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mappi
     return found
 
 
-def _references(retrains: list[Saved]) -> dict[str, Saved]:
-    """By how they depart from their original's training: the one that does not, or all."""
+def _alike(retrains: list[Saved]) -> dict[str, list[Saved]]:
+    """How a retrain departs from its original's training -> those that do, the one that finished first at the head."""
     found: dict[str, list[Saved]] = {}
     for run in retrains:
         found.setdefault(departures(run), []).append(run)
-    taken = {"": found[""]} if "" in found else found
-    for same in taken.values():
-        if len(same) > 1:
-            raise BadInput(f"several retrains were trained alike: {', '.join(str(run.folder) for run in same)}; keep one")
-    return {words: same[0] for words, same in taken.items()}
+    return found
+
+
+def _references(alike: Mapping[str, list[Saved]]) -> dict[str, Saved]:
+    """The one that departs in nothing, or all; of those trained alike the first."""
+    return {words: same[0] for words, same in (alike if "" not in alike else {"": alike[""]}).items()}
+
+
+def _twice(twins: list[list[Saved]]) -> list[str]:
+    """What is said of retrains that were made twice, as by a command for a missing one that then went on after all."""
+    return [f"note: trained alike, so that the first to finish is taken: {listed(same)}" for same in twins]
 
 
 def _unfinished(runs: list[Saved]) -> list[str]:

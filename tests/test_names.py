@@ -12,6 +12,7 @@ from pretended import SEEDS, change, four_methods, pretend, row_of, table_of, te
 
 from report import best, output
 from report.labels import shown_names
+from report.looks import kind_of
 from report.names import Heading, architecture
 from report.rows import FLOOR
 from report.table import Cell, Line, Part, Table, latex, markdown
@@ -221,3 +222,11 @@ def test_a_collapsed_setting_or_one_of_fewer_seeds_is_not_picked(several: Path) 
     change(second.pairs[0].run.folder, status="running")
     third = next(row for row in best.pick(table_of(several), "ToW_val") if row.picked)
     assert third.method not in (first.method, second.method)
+
+
+@pytest.mark.parametrize(("label", "kind"), [
+    ("RUM", ("RUM", "RUM")), ("RUM (mask 0.5)", ("RUM", "RUM (mask 0.5)")), ("plan gentle", ("plan", "plan gentle")),
+    ("RUM^F NG", ("RUM^F", "NG")), ("shuffle RUM", ("shuffle", "RUM")), ("vanilla RL (mask 0.5)", ("vanilla", "RL (mask 0.5)")),
+    ("NG (alpha=0.8)", ("method alone", "NG (alpha=0.8)"))])
+def test_a_plan_is_told_from_a_method_alone_by_its_name(label: str, kind: tuple[str, str]) -> None:
+    assert kind_of(label) == kind

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import shell
 from grouped import grouped, planned
-from pretended import change, notes_of, pretend, refused, row_of, table_of, text_of
+from pretended import change, notes_of, pretend, row_of, table_of, text_of
 
 from report.rows import FLOOR, _variant
 from report.settings import by_split, departures, pairing
@@ -223,10 +223,16 @@ def test_seeds_whose_retrains_were_trained_otherwise_share_no_reference(library:
     assert sorted((row.seeds, "batch_size 128 (original: 64)" in row.setting) for row in rows) == [([3], False), ([5], True)]
 
 
-def test_two_retrains_that_were_trained_alike_are_refused(library: Path, tmp_path: Path) -> None:
+def test_of_two_retrains_that_were_trained_alike_the_first_is_taken_and_said(library: Path, tmp_path: Path) -> None:
+    """As where a retrain that had stopped goes on after the command for a missing one was followed."""
     pretend(library, tmp_path, "FT", 3)
-    folders = [pretend(library, tmp_path, "retrain", 3, name=name) for name in ("", "b")]
-    refused(tmp_path, "several retrains were trained alike", *map(str, folders), "keep one")
+    late, first = (pretend(library, tmp_path, "retrain", 3, name=name) for name in ("", "b"))
+    change(first, finished="2020-01-01T00:00:00Z")
+    table = table_of(tmp_path)
+    assert [row.method for row in table] == ["retrain", "FT"]
+    assert {pair.retrain.folder for row in table for pair in row.pairs} == {first}
+    (said,) = notes_of(tmp_path).splitlines()
+    assert said.endswith(f"trained alike, so that the first to finish is taken: {first}, {late}")
 
 
 def test_versions_that_differ_inside_a_row_are_said(library: Path, tmp_path: Path) -> None:
