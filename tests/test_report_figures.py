@@ -16,6 +16,7 @@ import pytest
 from layout import faults
 from pretended import LEANS, SEEDS, change, copied, four_methods, of_csv, outputs_of, table_of
 
+from evaluation import style
 from evaluation.statistics import Number
 from evaluation.style import VENUES
 from report import contrasts, figures, looks, margins, output
@@ -153,11 +154,12 @@ def test_captions_say_what_the_records_say(bench: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "forget" / "NG-5")
     for method, seed in itertools.product(LEANS, SEEDS):
         if (folder := root / "forget" / f"{method}-{seed}").exists():
-            change(folder, device="NVIDIA H100" if method == "NG" else "cpu, 3 threads", commit="0123456789abcdef")
+            change(folder, device="NVIDIA H100" if method == "NG" else "cpu, 3 threads", commit="0123456789abcdef",
+                   processor="Some CPU", threads=3)
     chart = figures.headline(table_of(root), Heading("digits", "forget set abc"), "ToW")
     for words in ("ToW of every method on digits,", "n = 3 seeds (3, 5, 8); NG n = 2 (3, 8).", "95 % t-intervals over seeds",
                   "mean and range (least to most) of 3 pairs of retrains", "Reference: the retrain of the same original",
-                  "NVIDIA H100", "cpu, 3 threads", "commit 0123456.", "Forget set abc."):
+                  "NVIDIA H100", "Some CPU, 3 threads", "commit 0123456.", "Forget set abc."):
         assert words in chart.caption, words
     assert "NG, n = 2" in chart.rows and "FT" in chart.rows
 
@@ -197,7 +199,9 @@ def test_margins_leave_forgotten_classes_out_of_the_test_images(bench: Path, tmp
         assert np.allclose(line.ys, np.mean(shares, axis=0))
 
 
-def test_files_are_pictures_and_the_same_every_time(written: tuple[list[Row], dict[str, dict[str, str]]]) -> None:
+def test_files_are_pictures_and_the_same_every_time(written: tuple[list[Row], dict[str, dict[str, str]]],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "PDF_FONTS", 42)
     chart = figures.headline(written[0], HEADING, "ToW")
     first, again = (files_of(chart, VENUES["icml"]) for _ in range(2))
     assert first == again and first["png"][:8] == b"\x89PNG\r\n\x1a\n" and first["pdf"][:5] == b"%PDF-"
