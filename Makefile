@@ -13,7 +13,7 @@ demo-sparse: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile --ignore tests/browser
 
 # the page of --html in headless Chromium, which has to be there
 test-browser: $(VENV)/.ready
