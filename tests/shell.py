@@ -1,4 +1,4 @@
-"""The stages in this process at toy size, for the tests of the command line: three digits, a ResNet-20, one epoch."""
+"""The stages in this process at toy size, for the tests of the command line: three digits, a ResNet-8, one epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STAGES = {"main_train.py": main_train, "main_imp.py": main_imp, "main_synflow.py
           "main_memorization.py": main_memorization,
           "analysis.py": analysis, "analysis_mia.py": analysis_mia}
 QUIET = ["--device", "cpu", "--no_progress"]
-THREE = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0-2", "--batch_size", "64"]
+THREE = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64"]
 FORGET = ["--num_indexes_to_replace", "20"]
 
 

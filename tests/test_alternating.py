@@ -113,7 +113,7 @@ def test_the_mask_is_in_the_checkpoint_and_holds_in_later_stages(tmp_path: Path)
     run = shell.only(tmp_path, "forget")
     mask = torch.load(run.folder / "model.pt", weights_only=True)["mask"]
     total, left = sum(part.numel() for part in mask.values()), sum(int(part.sum()) for part in mask.values())
-    assert left == round(0.05 * total) and total == 267_696
+    assert left == round(0.05 * total) and total == 74_160
     pruned = {name for name, value in shell.weights(run).items() if name in mask and torch.equal(value == 0, ~mask[name])}
     assert pruned == set(mask)
     for number, words in enumerate((["FT"], ["FT_prune_bi", "--rate", 0.5])):

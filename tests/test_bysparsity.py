@@ -76,7 +76,7 @@ def test_columns_are_the_sparsities_in_order(table: list[Row], bench: Path) -> N
     (sweep,) = bysparsity.sweeps(table)
     assert list(sweep.shares) == list(AMOUNTS) and list(sweep.cells) == ["retrain", "FT", "NG", FLOOR]
     assert sweep.shares == pytest.approx({"0 %": 0, "75 %": 0.75, "97.5 %": 0.975})
-    assert sweep.heading.startswith("digits resnet20s, pruned by OMP rewind_lt 1 rest global_conv, forget ")
+    assert sweep.heading.startswith("digits resnet8s, pruned by OMP rewind_lt 1 rest global_conv, forget ")
 
 
 @pytest.mark.parametrize("name", ["ToW", "UA", "RA", "TA", "MIA", "Avg. gap", "seconds", "ToW-MIA", "privacy"])
@@ -104,7 +104,7 @@ def test_files_hold_the_table_the_numbers_and_a_figure(study: bysparsity.Study, 
     assert {path.name for path in tmp_path.iterdir()} == drawn | beside | {
         f"{stem}.{end}" for stem in ("tow", study.stem) for end in ("csv", "md", "tex")}
     shown = (tmp_path / f"{study.stem}.md").read_text()
-    assert shown in text and shown.startswith("## Forgetting and speed by sparsity · digits · ResNet-20 · pruned by OMP")
+    assert shown in text and shown.startswith("## Forgetting and speed by sparsity · digits · ResNet-8 · pruned by OMP")
     assert f"{study.measures[0]} by sparsity: mean" in shown
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
     assert rows[0] == ["method", "sparsity", "n", *map(tables.head_of, study.measures)]

@@ -22,7 +22,7 @@ from sources import SOURCES
 from utils import BadInput, Mask, Run, RunConfig, Runtime, Saved
 
 DIGITS = SimpleNamespace(num_classes=3, source=SOURCES["digits"])
-PUBLISHED = ["--dataset", "digits", "--classes", "0-2", "--arch", "resnet20s", "--batch_size", "64", "--seed", "1"]
+PUBLISHED = ["--dataset", "digits", "--classes", "0-2", "--arch", "resnet8s", "--batch_size", "64", "--seed", "1"]
 
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -177,7 +177,7 @@ def test_published_file_is_evaluated_as_it_is(change: str, original: Saved, tmp_
     shell.forget(Saved(path, {}), tmp_path / "out", "raw", *PUBLISHED, *shell.FORGET)
     run = shell.only(tmp_path / "out", "forget")
     assert run.record["parent"]["path"] == str(path) and run.record["parent"]["training"] is None
-    plain = models.build("resnet20s", 3, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)).eval()
+    plain = models.build("resnet8s", 3, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)).eval()
     plain.load_state_dict(published(original)["state_dict"])
     with np.load(run.folder / "outputs.npz") as file:
         logits, labels, index = (file[f"forget_{name}"] for name in ("logits", "labels", "index"))
@@ -222,7 +222,7 @@ def test_published_file_can_be_unlearned_retrained_and_masked(
 def pruned(library: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Saved, Mask]:
     """A published file with weight_orig and weight_mask of every convolution, and those masks."""
     state = shell.weights(shell.only(library, "train"))
-    mask = random_mask(models.build_empty("resnet20s", 3), share=0.3)
+    mask = random_mask(models.build_empty("resnet8s", 3), share=0.3)
     for name, part in mask.items():
         state[f"{name}_orig"], state[f"{name}_mask"] = state.pop(name) + 0.01, part.float()
     path = tmp_path_factory.mktemp("pruned") / "1model_SA_best.pth.tar"

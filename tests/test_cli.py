@@ -39,7 +39,7 @@ def test_chain_leaves_a_finished_record_of_every_stage_and_method(library: Path)
         record = run.record
         assert record["stage"] == run.folder.parent.name
         assert record["status"] == "done" and record["schema"] == utils.SCHEMA
-        assert run.setting("seed") == 1 and run.setting("classes") == "0-2" and run.setting("arch") == "resnet20s"
+        assert run.setting("seed") == 1 and run.setting("classes") == "0-2" and run.setting("arch") == "resnet8s"
         assert re.fullmatch(r"[0-9a-f]{40}|unknown", record["commit"])
         assert record["torch"] == torch.__version__ and record["device"].startswith("cpu")
         assert 50 < record["peak_memory_mib"] < 20_000
@@ -84,7 +84,7 @@ def test_models_are_plain_and_differ_by_method(library: Path, original: Saved) -
     seen = {}
     for run in [original, *find_runs(library, ("forget",))]:
         content = torch.load(run.folder / "model.pt", weights_only=True)
-        assert (content["schema"], content["arch"], content["num_classes"]) == (utils.SCHEMA, "resnet20s", 3)
+        assert (content["schema"], content["arch"], content["num_classes"]) == (utils.SCHEMA, "resnet8s", 3)
         pruned = {"mask"} if run.setting("unlearn") == "FT_prune_bi" else set()
         assert set(content) == {"schema", "state_dict", "arch", "num_classes", "imagenet"} | pruned
         weights = [value.flatten() for value in content["state_dict"].values() if value.is_floating_point()]
@@ -118,7 +118,7 @@ def test_published_saliency_is_of_means_over_batches_of_the_flag(library: Path, 
     run, rt = shell.only(tmp_path, "mask"), Runtime(RuntimeConfig(device="cpu"))
     found, exact = (torch.load(one.folder / "with_0.5.pt", weights_only=True) for one in (run, shell.only(library, "mask")))
     data = dataset.load(dataset.DataConfig(dataset="digits", classes="0-2"), rt)
-    model, _ = models.load(original.folder / "model.pt", models.ModelConfig(arch="resnet20s"), data, rt)
+    model, _ = models.load(original.folder / "model.pt", models.ModelConfig(arch="resnet8s"), data, rt)
     forget = data.subset(arrays(run.folder / "splits.npz")["forget"])
     forget.batch_size = 7
     expected = largest(saliency(model, forget, "published"), (0.5,))[0.5]

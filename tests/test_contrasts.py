@@ -306,7 +306,7 @@ def test_means_over_requests_have_them_as_their_outer_level(requests: Path, tmp_
     assert of_csv(lines[FLOOR], "ToW") == (pytest.approx(np.mean(floors)), pytest.approx((min(floors), max(floors))))
     setting = lines["FT"]["setting"]
     assert "forget 24 random images, " in setting and setting.endswith(", 3 requests")
-    assert "## digits · ResNet-20 · random 24 of 388 · 3 requests" in text
+    assert "## digits · ResNet-8 · random 24 of 388 · 3 requests" in text
     assert "Means over 3 requests, each a mean over its seeds" in text and text.count("for this forget set alone") == 3
     pairs = {(line["measure"], line["method"], line["against"]): line for line in csv_lines(tmp_path / "pairs.csv")
              if line["setting"] == setting}
@@ -363,7 +363,7 @@ def test_requests_of_real_runs_share_their_original(tmp_path: Path) -> None:
     shell.call("analysis.py", save_dir=tmp_path)
     lines = csv_lines(tmp_path / "analysis" / "requests.csv")
     assert [(line["method"], line["n"]) for line in lines] == [("retrain", "2"), ("raw", "2")]
-    assert lines[0]["setting"].startswith("digits resnet20s, forget 20 random images, ")
+    assert lines[0]["setting"].startswith("digits resnet8s, forget 20 random images, ")
 
 
 def test_rows_of_requests_keep_the_fields_of_rows(requests: Path) -> None:

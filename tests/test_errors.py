@@ -26,35 +26,35 @@ from utils import find_runs
 TABLE = r"""
 # checkpoints
 checkpoint missing | forget | --checkpoint {tmp}/no/model.pt {FT} {SOME} | --checkpoint & No such file & main_train.py
-checkpoint empty | forget | --checkpoint {empty} --arch resnet20s {ON_FILE} | is empty
-checkpoint truncated | forget | --checkpoint {truncated} --arch resnet20s {ON_FILE} | truncated & copy it
+checkpoint empty | forget | --checkpoint {empty} --arch resnet8s {ON_FILE} | is empty
+checkpoint truncated | forget | --checkpoint {truncated} --arch resnet8s {ON_FILE} | truncated & copy it
 checkpoint half in a run folder | forget | --checkpoint {halved_run} {FT} {SOME} | \
     model.pt is damaged (50,000 bytes in place of & --force & main_train.py
 checkpoint gone from a run folder | forget | --checkpoint {hollow_run} {FT} {SOME} | \
     model.pt is missing & --force & main_train.py
-checkpoint of random bytes | forget | --checkpoint {random_bytes} --arch resnet20s {ON_FILE} | not a file of torch.save
-checkpoint of something else | forget | --checkpoint {tensor_file} --arch resnet20s {ON_FILE} | Tensor & state_dict
-checkpoint is a pickled object | forget | --checkpoint {pickled} --arch resnet20s {ON_FILE} | \
+checkpoint of random bytes | forget | --checkpoint {random_bytes} --arch resnet8s {ON_FILE} | not a file of torch.save
+checkpoint of something else | forget | --checkpoint {tensor_file} --arch resnet8s {ON_FILE} | Tensor & state_dict
+checkpoint is a pickled object | forget | --checkpoint {pickled} --arch resnet8s {ON_FILE} | \
     pathlib & could run code & state_dict
 checkpoint of another architecture | forget | --checkpoint {lone_model} --arch resnet32s {ON_FILE} | \
-    resnet20s & not resnet32s & --arch
+    resnet8s & not resnet32s & --arch
 checkpoint of other classes | forget | --checkpoint {lone_model} {TWO} {FT} {SOME} | \
     num_classes 3, not 2 & --classes
-checkpoint of another schema | forget | --checkpoint {future_model} --arch resnet20s {ON_FILE} | \
+checkpoint of another schema | forget | --checkpoint {future_model} --arch resnet8s {ON_FILE} | \
     schema 99 & main_train.py
 published checkpoint of another architecture | forget | --checkpoint {published} --arch resnet32s {ON_FILE} | \
     do not fit resnet32s & --arch
 published checkpoint of other classes | forget | --checkpoint {published} {TWO} {FT} {SOME} | 3 classes & 2 were asked
 published checkpoint of another stem | forget | --checkpoint {stem} --arch resnet18 {ON_FILE} | stem & --imagenet_arch
-checkpoint without a weight | forget | --checkpoint {lacking} --arch resnet20s {ON_FILE} | \
+checkpoint without a weight | forget | --checkpoint {lacking} --arch resnet8s {ON_FILE} | \
     lacking.pt & conv1.weight is missing
 record damaged | forget | --checkpoint {damaged_record} {FT} {SOME} | record.json
 record of binary rubbish | forget | --checkpoint {binary_record} {FT} {SOME} | record.json
 record without its fields | forget | --checkpoint {bare_record} {FT} {SOME} | record.json
 record of another version | forget | --checkpoint {future_record} {FT} {SOME} | record.json & schema 99 & --force
 original not finished | forget | --checkpoint {unfinished} {FT} {SOME} | not finished & running
-no original | forget | {FT} {SOME} --arch resnet20s --seed 5 | \
-    no finished original & new/runs matches & --arch resnet20s --seed 5 --save_dir & main_train.py & --checkpoint
+no original | forget | {FT} {SOME} --arch resnet8s --seed 5 | \
+    no finished original & new/runs matches & --arch resnet8s --seed 5 --save_dir & main_train.py & --checkpoint
 no original of that rate | forget | --checkpoint {runs} --lr 0.7 {FT} {SOME} | no finished original & --lr 0.7
 several originals | forget | --checkpoint {two_originals} {FT} {SOME} | several originals & --checkpoint
 # masks
@@ -108,7 +108,7 @@ fraction 1 | forget | {ON_RUN} --forget_fraction 1 | whole training set
 other data | forget | {ON_RUN} {SOME} --data {other_data} | data differ & data_key & --data
 other validation split | forget | {ON_RUN} {SOME} --val_fraction 0.2 | --val_fraction 0.2 & has 0.1
 other validation seed | forget | {ON_RUN} {SOME} --val_seed 3 | --val_seed 3 & has 1
-other architecture than the record's | forget | {ON_RUN} {SOME} --arch resnet18 | --arch resnet18 & resnet20s
+other architecture than the record's | forget | {ON_RUN} {SOME} --arch resnet18 | --arch resnet18 & resnet8s
 other data set than the record's | forget | {ON_RUN} {SOME} --dataset svhn | --dataset svhn & digits
 other classes than the record's | forget | {ON_RUN} {SOME} --classes 0,1 | --classes 0-1 & 0-2
 other stem than the record's | mask | --checkpoint {run} {SOME} --imagenet_arch | --imagenet_arch
@@ -194,8 +194,8 @@ class Room(dict):
             SOME="--num_indexes_to_replace 20", FT="--unlearn FT --unlearn_epochs 1",
             ON_RUN=f"--checkpoint {self.original.folder} --unlearn FT --unlearn_epochs 1",
             RL=f"--checkpoint {self.original.folder} --unlearn RL --unlearn_epochs 1 --num_indexes_to_replace 20",
-            TWO="--dataset digits --arch resnet20s --classes 0,1",
-            THREE="--dataset digits --arch resnet20s --classes 0-2 --epochs 1",
+            TWO="--dataset digits --arch resnet8s --classes 0,1",
+            THREE="--dataset digits --arch resnet8s --classes 0-2 --epochs 1",
             ON_FILE="--dataset digits --classes 0-2 --unlearn FT --unlearn_epochs 1 --num_indexes_to_replace 20")
         self.library, self.model, self.mask_file = runs, self.original.folder / "model.pt", mask
 

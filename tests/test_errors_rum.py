@@ -50,7 +50,7 @@ no memorization scores | forget | {ON_RUN} --mem high {SOME} | \
 no scores of a measured proxy | rum | {ON_RAW} --mem mix --mem_proxy ho_ret --num_indexes_to_replace 30 | \
     no scores 'ho_ret' & python main_memorization.py --score ho_ret --checkpoint
 no chunks | mask | --checkpoint {run} --group_index 3 {SOME} | no scores 'es' & python main_memorization.py --score es
-proxy that was not recorded | forget | --checkpoint {published} --arch resnet20s {ON_FILE} --mem high --mem_proxy confidence | \
+proxy that was not recorded | forget | --checkpoint {published} --arch resnet8s {ON_FILE} --mem high --mem_proxy confidence | \
     'confidence' is recorded while & events.npz & main_train.py & --scores
 several runs with the scores | forget | {ON_RUN} --mem high {SOME} --save_dir {two_pools} | \
     several runs have & first- & second- & --scores

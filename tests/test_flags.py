@@ -62,7 +62,7 @@ def spelled(flag: str, value: Any) -> str:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file without a record, from which every flag may differ."""
     root = tmp_path_factory.mktemp("originals")
-    folder = pretend_to_train(root, "--dataset", "digits", "--arch", "resnet20s").folder
+    folder = pretend_to_train(root, "--dataset", "digits", "--arch", "resnet8s").folder
     return (folder / "model.pt").rename(root / "bare.pt")
 
 

@@ -59,7 +59,7 @@ def command(stage: str, random: np.random.Generator, original: Path) -> list[str
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretend_to_train(tmp_path_factory.mktemp("originals"), "--dataset", "digits", "--arch", "resnet20s").folder
+    return pretend_to_train(tmp_path_factory.mktemp("originals"), "--dataset", "digits", "--arch", "resnet8s").folder
 
 
 @pytest.mark.parametrize("stage", STAGES)

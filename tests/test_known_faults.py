@@ -265,7 +265,7 @@ def test_too_much_forgetting_costs_as_much_as_too_little() -> None:
 def test_mask_of_a_bare_state_dict_is_of_its_weights(chain: Chain, tmp_path: Path) -> None:
     """The same mask as from the run folder that holds them; fresh weights would give another."""
     torch.save(shell.weights(chain.original), tmp_path / "bare.pt")
-    data = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0,1", "--num_indexes_to_replace", 30]
+    data = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0,1", "--num_indexes_to_replace", 30]
     shell.call("generate_mask.py", "--checkpoint", tmp_path / "bare.pt", *data, save_dir=tmp_path)
     files = [shell.only(root, "mask").folder / "with_0.5.pt" for root in (tmp_path, chain.root)]
     assert equal(*(torch.load(file, weights_only=True) for file in files))

@@ -34,7 +34,7 @@ def settle(folder: Path, group: str, **values: object) -> None:
 
 def test_a_setting_is_told_by_its_data_network_and_forget_set(library: Path, tmp_path: Path) -> None:
     four_methods(library, tmp_path)
-    assert headings_of(tmp_path) == ["digits · ResNet-20 · random 24 of 388"]
+    assert headings_of(tmp_path) == ["digits · ResNet-8 · random 24 of 388"]
     (told,) = output.headings_of(table_of(tmp_path)).values()
     (label,) = {row.setting for row in table_of(tmp_path)}
     assert label in told.small and not re.search(r"[0-9a-f]{6}", told.text)
@@ -46,7 +46,7 @@ def test_settings_that_would_read_alike_are_told_apart_by_their_split_seeds_and_
         for method in ("retrain", "NG"):
             run = pretend(library, tmp_path, method, 3, name, split_key=f"{name or 'a'}-split")
             settle(run, "forget", split_seed=split_seed)
-    assert headings_of(tmp_path) == [f"digits · ResNet-20 · random 24 of 388 · split seed {seed}" for seed in (1, 2)]
+    assert headings_of(tmp_path) == [f"digits · ResNet-8 · random 24 of 388 · split seed {seed}" for seed in (1, 2)]
     for method in ("retrain", "NG"):
         settle(tmp_path / "forget" / f"{method}-3b", "forget", split_seed=1)
     told = headings_of(tmp_path)
@@ -157,7 +157,7 @@ def test_latex_has_every_cell_and_escapes_what_is_special() -> None:
     lines = tuple(Line((Cell(name), Cell("97.4 ±0.6")), anchor=anchor) for name, anchor in
                   (("retrain", True), ("RUM^F FT_l1 (mask 50 %)", False), ("a & b # {c} ~ $d \\e", False)))
     table = Table("mean", ("method", "forget, %"), lines, ("A note.",))
-    text = latex([Part(Heading("digits · ResNet-20 · 10 %", "small"), (table,), ("No headroom_here.",), "tag")])
+    text = latex([Part(Heading("digits · ResNet-8 · 10 %", "small"), (table,), ("No headroom_here.",), "tag")])
     body = text[text.index(r"\toprule"):text.index(r"\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 4 and all(len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows)

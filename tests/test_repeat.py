@@ -131,7 +131,7 @@ def test_a_moved_parent_is_found_by_its_hash(library: Path, original: Saved, mon
 
 
 def test_the_command_says_no_more_than_is_needed(here: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for line, told in (("train, plainly", "main_train.py --dataset digits --arch resnet20s --classes 0-2 --batch_size 64"),
+    for line, told in (("train, plainly", "main_train.py --dataset digits --arch resnet8s --classes 0-2 --batch_size 64"),
                        ("retrain, plainly", f"main_forget.py --unlearn retrain --checkpoint {here['original']}/model.pt "
                                             "--num_indexes_to_replace 20")):
         begin(shlex.split(LINES[line].format_map(here)), monkeypatch)

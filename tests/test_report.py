@@ -168,7 +168,7 @@ def test_filters_choose_methods_seeds_and_sizes(bench: Path) -> None:
 
     assert methods(unlearn=("NG",)) == ["retrain", FLOOR, "NG"]
     assert methods(unlearn=("NG", "raw"), seed=(3,)) == ["retrain", "raw", "NG"]
-    assert methods(dataset="digits", arch="resnet20s", aug=False, num_indexes_to_replace=20)[2] == FLOOR
+    assert methods(dataset="digits", arch="resnet8s", aug=False, num_indexes_to_replace=20)[2] == FLOOR
     for nothing in ({"dataset": "cifar10"}, {"arch": "resnet18"}, {"aug": True}, {"num_indexes_to_replace": 21},
                     {"seed": (4,)}, {"unlearn": ("GA",)}, {"class_to_replace": (1,)}, {"forget_fraction": 0.1}):
         with pytest.raises(BadInput, match="passes the filters"):

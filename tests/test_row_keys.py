@@ -142,7 +142,7 @@ def test_originals_of_two_batch_sizes_share_no_row_and_say_so(tmp_path: Path) ->
             shell.forget(original, tmp_path, method, *shell.FORGET)
     table = table_of(tmp_path)
     told = {row.setting.split(", forget ")[0]: row.seeds for row in table if row.method == "raw"}
-    assert told == {"digits resnet20s trained with batch_size 32": [1], "digits resnet20s trained with batch_size 64": [2]}
+    assert told == {"digits resnet8s trained with batch_size 32": [1], "digits resnet8s trained with batch_size 64": [2]}
     assert len({row.place.tag for row in table}) == 2 and not [row for row in table if row.method == FLOOR]
 
 

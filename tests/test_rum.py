@@ -74,7 +74,7 @@ def by_hand(original: Saved, plan: list[tuple[str, str, Any, float | None]], par
             retains: list[np.ndarray]) -> list[dict[str, Tensor]]:
     """The model after each step of group, method, settings and density, over sets that the caller made."""
     rt, data = quiet_runtime(original.setting("seed")), digits()
-    model, _ = models.load(original.folder / "model.pt", ModelConfig(arch="resnet20s"), data, rt)
+    model, _ = models.load(original.folder / "model.pt", ModelConfig(arch="resnet8s"), data, rt)
     states = []
     for number, ((group, name, cfg, density), retain) in enumerate(zip(plan, retains, strict=True)):
         data = digits()
@@ -119,7 +119,7 @@ def test_a_mask_is_of_the_model_as_it_is_then(scored: tuple[Saved, Path], chaine
     high = data.subset(parts_of(chained)["part_high"])
     masks = []
     for run in (second, scored[0]):
-        model, _ = models.load(run.folder / "model.pt", ModelConfig(arch="resnet20s"), data, rt)
+        model, _ = models.load(run.folder / "model.pt", ModelConfig(arch="resnet8s"), data, rt)
         masks.append(largest(saliency(model, high), (0.3,))[0.3])
     before, after = shell.weights(second), shell.weights(third)
     moved = {name: before[name] != after[name] for name in masks[0]}
@@ -134,7 +134,7 @@ def test_every_step_tells_the_accuracy_of_every_group(scored: tuple[Saved, Path]
     runs, rows = [scored[0], *steps_of(chained)], chained.record["rows"]
     found = []
     for run in runs:
-        model, _ = models.load(run.folder / "model.pt", ModelConfig(arch="resnet20s"), data, rt)
+        model, _ = models.load(run.folder / "model.pt", ModelConfig(arch="resnet8s"), data, rt)
         model.eval()
         right = {}
         for level in LEVELS:
@@ -298,7 +298,7 @@ def test_published_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     original = shell.train(root, 2, "--batch_size", 256)
     with np.load(write_scores(tmp_path / "scores.npz", 12)) as file:
         made = memorization_run(root, "estimate", file["memorization"], "pool", 4)
-    line = ("--unlearn NG --mem mix --num_indexes_to_replace 30 --class_to_replace -1 --dataset digits --arch resnet20s "
+    line = ("--unlearn NG --mem mix --num_indexes_to_replace 30 --class_to_replace -1 --dataset digits --arch resnet8s "
             "--epochs 1 --lr 0.1 --batch_size 256 --no_aug --sequential --unlearn_epochs 1")
     shell.STAGES["main_rum.py"].main([*line.split(), *shell.QUIET])
     run = shell.only(root, "rum")

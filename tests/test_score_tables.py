@@ -25,7 +25,7 @@ def scored(root: Path, name: str, seed: int, values: np.ndarray, original: str =
     folder = root / "memorization" / f"{name}-{seed}"
     folder.mkdir(parents=True)
     np.savez(folder / "scores.npz", **{name: values.astype(np.float32)}, labels=np.arange(len(values)) % 3, images_key="images")
-    settings = {"data": {"dataset": "digits"}, "model": {"arch": "resnet20s"}, "choice": {"score": name}, "rt": {"seed": seed},
+    settings = {"data": {"dataset": "digits"}, "model": {"arch": "resnet8s"}, "choice": {"score": name}, "rt": {"seed": seed},
                 "cfg": {}}
     record = {"schema": 1, "stage": "memorization", "label": name, "status": "done", "finished": "now", "settings": settings,
               "images_key": "images", "seconds": {}, "files": {"scores.npz": (folder / "scores.npz").stat().st_size}, **facts}

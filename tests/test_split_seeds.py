@@ -69,7 +69,7 @@ def test_the_command_of_a_missing_retrain_names_the_validation_split(
 ) -> None:
     """Of a bare file, which has no record to take it from; the forget set goes by its indices."""
     shutil.copy(original.folder / "model.pt", tmp_path / "bare.pt")
-    words = ["--dataset", "digits", "--arch", "resnet20s", "--classes", "0-2", "--val_seed", "4", "--split_seed", "7"]
+    words = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--val_seed", "4", "--split_seed", "7"]
     shell.call("main_forget.py", "--checkpoint", tmp_path / "bare.pt", *words, *shell.FORGET, "--unlearn", "raw", "--seed", 1,
                save_dir=tmp_path)
     command = retrain_command(shell.only(tmp_path, "forget"), str(tmp_path))
