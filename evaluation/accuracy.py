@@ -54,7 +54,8 @@ METRICS = {
                   "are not finite: the model is broken, which is no forgetting; its ToW and gap stand in brackets"),
     "did_nothing": ("yes or no", "no", "of the record: the method left every weight within 1e-6 of its tensor's norm, so that "
                     "the outputs are the original's; raw, which is to do nothing, is none. `moved` is the largest such share"),
-    "disagreement": ("%", "retrain against retrain", "share of the part on which the predicted class differs from retrain's"),
+    "disagreement_forget, disagreement_test": ("%", "retrain against retrain", "share of the part on which the predicted class "
+                                               "differs from retrain's"),
     "seconds": ("s", "low", "wall time of the method and of its saliency mask; evaluation is not in it, compilation under "
                 "--compile is"),
     "seconds_scores": ("s", "low", "time of the scores that RUM and RUM^F refine by: the pool of models, or what recording "
@@ -69,6 +70,11 @@ METRICS = {
     "ToW_val": ("0 to 1", "1", "ToW with the validation split in place of the test set: no test image enters, so that "
                 "settings may be chosen by it (`--best`)"),
 }
+
+
+def meaning_of(name: str) -> str:
+    """Of a measure, from METRICS; "" of one that is not there."""
+    return next((text for names, (_, _, text) in METRICS.items() if name in names.split(", ")), "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

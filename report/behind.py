@@ -11,7 +11,7 @@ from models import whereabouts
 from report.page import Facts, Group, Made
 from report.pairs import Pair
 from report.rows import FLOOR, Row
-from report.settings import machine_of
+from report.settings import machine_of, word
 from report.table import Cell, Line, Table
 from report.tables import digits_of, head_of
 from utils import BadInput, Saved, digest_of, read_record
@@ -19,17 +19,6 @@ from utils import BadInput, Saved, digest_of, read_record
 Command = Callable[[Saved], list[str]]  # of a run: the words of the command line that makes it
 SEPARATE = " · "
 HASH = 12  # letters of a commit or a hash
-
-
-def word(value: Any) -> str:
-    """A setting's value as a person reads it."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(word, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {word(inner)}" for name, inner in value.items())
-    if value is None or isinstance(value, bool):
-        return {None: "unset", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_id(folder: Path) -> str:

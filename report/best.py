@@ -7,8 +7,6 @@ import json
 
 from report.rows import FLOOR, Row
 
-MEASURES = ("ToW_val", "gap_val")  # that no test image enters
-
 
 def larger_is_better(measure: str) -> bool:
     return measure.startswith("ToW")

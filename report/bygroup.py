@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from groups import LEVELS
-from report import names, pivots
+from report import looks, names, pivots
 from report.draw import Chart
 from report.labels import labels_of
 from report.notes import BROKEN
 from report.output import Extra, Pivot
-from report.pairs import FilterConfig, is_plan, needs_scores
+from report.pairs import FilterConfig
 from report.rows import FLOOR, Row
-from report.settings import Setting
+from report.settings import Setting, is_plan
 from report.table import Cell, Line, Part, Table
 from report.tables import cell, digits_of
+from report.variants import needs_scores
 from sources.scores import POLARITY
 from utils import digest_of
 
@@ -117,7 +118,8 @@ def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str
     several = {method for (_, method), count in counted.items() if count > 1}
     keys = {(column, row.variant): ("" if row.pairs[0].method in several else column, _settings(row, aside))
             for column, row in known}
-    labels, cells = labels_of(dict.fromkeys(keys.values())), {}
+    called = {json.loads(row.variant)[0]: row.name for _, row in known}
+    labels, cells = labels_of(dict.fromkeys(keys.values()), called), {}
     for column, row in there:
         cells.setdefault(FLOOR if row.method == FLOOR else labels[keys[column, row.variant]], {})[column] = row
     return cells
@@ -143,8 +145,8 @@ KINDS = ("RUM", "RUM^F", "plan", "shuffle", "vanilla")
 def _pivot(heading: str, columns: Iterable[str], cells: Cells, name: str, told: str, aside: tuple[str, ...] = ()) -> Pivot:
     """The original first, plans by kind, then methods; the floor last."""
     def place(label: str) -> tuple[bool, bool, int, str]:
-        kind = label.split()[0]
-        return label == FLOOR, kind != "raw", KINDS.index(kind) if kind in KINDS else len(KINDS), label
+        kind = looks.kind_of(label)[0]
+        return label == FLOOR, not label.startswith("raw"), KINDS.index(kind) if kind in KINDS else len(KINDS), label
 
     return pivot_of(heading, columns, {label: cells[label] for label in sorted(cells, key=place)}, name, aside, told)
 

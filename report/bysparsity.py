@@ -47,7 +47,7 @@ class Sweep:
         """The methods by the sparsities, one measure; without those that it says nothing of."""
         rows = {label: next(iter(there.values())) for label, there in self.cells.items()}
         idle = {label for label, row in rows.items() if label != FLOOR and (
-            row.is_reference if name in OF_RETRAIN else name == "seconds" and row.pairs[0].method == "raw")}
+            row.is_reference if name in OF_RETRAIN else name == "seconds" and row.is_raw)}
         cells = {label: there for label, there in self.cells.items() if label not in idle}
         return pivot_of(self.heading, self.shares, cells, name, told=self.told)
 
@@ -135,7 +135,7 @@ def _sweep(heading: str, parts: list[tuple[float, list[Row]]], told: str = "") -
 
     def place(label: str) -> tuple[bool, bool, bool, str]:
         first = next(iter(cells[label].values()))
-        return label == FLOOR, not first.is_reference, first.pairs[0].method != "raw", label
+        return label == FLOOR, not first.is_reference, not first.is_raw, label
 
     return Sweep(heading, shares, {label: cells[label] for label in sorted(cells, key=place)}, told)
 

@@ -183,7 +183,7 @@ def no_room(part: list[Row], study: Study, cfg: FilterConfig) -> str:
     Either it lies within delta of retrain in all that the headline measure is made of; or no test over the seeds tells it from
     retrain: because its mean distance is within the range of the floor, or because there are too few seeds to say.
     """
-    raw = next((row for row in methods_of(part) if row.pairs[0].method == "raw"), None)
+    raw = next((row for row in methods_of(part) if row.is_raw), None)
     if raw is None:
         return ""
     alone = [row for row in part if row is raw or row.is_reference]
@@ -214,7 +214,7 @@ def _near(contrast: Contrast) -> bool:
 
 def no_gain(part: list[Row], study: Study, cfg: FilterConfig) -> str:
     """How doing nothing is as good as the best method, by the headline measure, headed "no gain"; "" where it is not."""
-    raw = next((row for row in methods_of(part) if row.pairs[0].method == "raw"), None)
+    raw = next((row for row in methods_of(part) if row.is_raw), None)
     best = best_of(part, study.headline)
     if raw is None or best is None:
         return ""

@@ -10,7 +10,7 @@ from evaluation.statistics import Number
 from groups import LEVELS
 from report import contrasts, looks, margins
 from report.captions import caption, most_seeds, notes_of
-from report.contrasts import Study
+from report.contrasts import Study, methods_of, reference_of
 from report.dots import Dots, Panel
 from report.draw import Chart
 from report.names import Heading
@@ -69,24 +69,24 @@ def dot_of(number: Number, hollow: object = False) -> Dot:
 
 def methods(part: Iterable[Row], name: str) -> list[Row]:
     """The rows with the number, in their order: without the floor and retrain."""
-    return [row for row in part if row.method != FLOOR and not row.is_reference and name in row.numbers]
+    return [row for row in methods_of(list(part)) if name in row.numbers]
 
 
-def is_raw(row: Row) -> bool:
-    return row.method != FLOOR and row.pairs[0].method == "raw"
-
-
-def labels_of(rows: Sequence[Row]) -> dict[int, str]:
+def row_names(rows: Sequence[Row]) -> dict[int, str]:
     """id of a row -> its name, with n where it is not that of the most seeds."""
     most = most_seeds(rows)
     return {id(row): row.told if len(row.pairs) == most else f"{row.told}, n = {len(row.pairs)}" for row in rows}
 
 
-def ranked(part: Iterable[Row], name: str, note: str = "") -> list[Row]:
-    """raw first, then from the best to the worst, collapsed ones below; with a note that none is the best in their order."""
+def ranked(part: Iterable[Row], name: str, note: str) -> list[Row]:
+    """From the best to the worst; with a note that none is the best, in their order."""
     found = methods(part, name)
-    rank = {id(row): place if note else -row.numbers[name].mean for place, row in enumerate(found)}
-    return sorted(found, key=lambda row: (not is_raw(row), bool(row.collapsed), rank[id(row)]))
+    return ordered(found if note else sorted(found, key=lambda row: -row.numbers[name].mean))
+
+
+def ordered(found: Iterable[Row]) -> list[Row]:
+    """raw first, collapsed ones last, the others as they stand."""
+    return sorted(found, key=lambda row: (not row.is_raw, bool(row.collapsed)))
 
 
 def floor_mark(part: Iterable[Row], name: str, flip: bool = False) -> list[Mark]:
@@ -104,22 +104,18 @@ def band(label: str, number: Number, flip: bool = False, colour: str = looks.BAN
 
 def raw_mark(part: Iterable[Row], name: str, flip: bool = False) -> list[Mark]:
     """A line at the mean of the original itself; none where it is broken."""
-    means = [row.numbers[name].mean for row in part if is_raw(row) and name in row.numbers and not row.collapsed]
+    means = [row.numbers[name].mean for row in part if row.is_raw and name in row.numbers and not row.collapsed]
     return [Mark("raw", 1 - mean if flip else mean, colour=looks.ANCHORS["raw"][0], dashes=":") for mean in means[:1]]
 
 
-def _reference(part: Iterable[Row]) -> Row:
-    return next(row for row in part if row.is_reference)
-
-
-def _retrain_band(part: Iterable[Row], name: str) -> list[Mark]:
-    numbers = _reference(part).numbers
+def _retrain_band(part: list[Row], name: str) -> list[Mark]:
+    numbers = reference_of(part).numbers
     return [band("retrain", numbers[name], colour=looks.BAND, dashes="--")] if name in numbers else []
 
 
 def _dots(title: str, rows: list[Row], panels: Iterable[tuple[str, str, Axis, list[Mark]]], note: str, told: str) -> Dots:
     """panels: measure, title, axis and marks of each."""
-    names = labels_of(rows)
+    names = row_names(rows)
     drawn = tuple(Panel(axis, {"": {names[id(row)]: dot_of(row.numbers[name], row.collapsed) for row in rows
                                     if name in row.numbers}}, tuple(marks), head) for name, head, axis, marks in panels)
     known = {names[id(row)]: looks.look_of(row.method) for row in rows}
@@ -142,26 +138,26 @@ def headline(part: list[Row], heading: Heading, name: str, note: str = "") -> Do
 
 def accuracies(part: list[Row], heading: Heading) -> Dots | None:
     """Forget, retain and test accuracy of every method on 0 to 100, beside retrain's band."""
-    rows = ranked(part, "ToW", "order") or methods(part, "forget")
+    rows = ordered(methods(part, "ToW")) or methods(part, "forget")
     if not rows:
         return None
     axis = Axis("accuracy, %", PERCENT, whole=True)
     panels = [(name, name, axis, _retrain_band(part, name)) for name in ("forget", "retain", "test")]
     told = caption(f"Accuracy on the forget set, the retain set and test images, {heading.text}. Nearer to retrain (dashed, "
-                   "with its own interval as a band) is better, not higher.", [*rows, _reference(part)], heading.small)
+                   "with its own interval as a band) is better, not higher.", [*rows, reference_of(part)], heading.small)
     return _dots(f"Accuracy · {heading.text}", rows, panels, notes_of(rows, ""), told)
 
 
 def by_level(part: list[Row], heading: Heading) -> Dots | None:
     """Accuracy and MIA efficacy on the low, mid and high part of the forget set: a panel each, beside retrain's band."""
-    rows = [row for row in ranked(part, "ToW", "order") if "acc_low" in row.numbers]
+    rows = [row for row in ordered(methods(part, "ToW")) if "acc_low" in row.numbers]
     if not rows:
         return None
     kinds = {"acc": Axis("accuracy, %", PERCENT, whole=True), "MIA": Axis("called non-member, %", PERCENT, whole=True)}
     panels = [(f"{kind}_{level}", level, axis, _retrain_band(part, f"{kind}_{level}"))
               for kind, axis in kinds.items() for level in LEVELS]
     told = caption("Accuracy (above) and share that the membership attack calls non-member (below), on the low, mid and high "
-                   f"part of the forget set, {heading.text}. Nearer to retrain is better.", [*rows, _reference(part)],
+                   f"part of the forget set, {heading.text}. Nearer to retrain is better.", [*rows, reference_of(part)],
                    heading.small)
     chart = _dots(f"By group of the forget set · {heading.text}", rows, panels, notes_of(rows, ""), told)
     return dataclasses.replace(chart, across=len(LEVELS))
@@ -169,7 +165,7 @@ def by_level(part: list[Row], heading: Heading) -> Dots | None:
 
 def efficacy(part: list[Row], heading: Heading) -> Dots | None:
     """What the membership attack calls non-member, and forget against test without a threshold, beside retrain's band."""
-    rows = ranked(part, "MIA", "order")
+    rows = ordered(methods(part, "MIA"))
     if not rows:
         return None
     names = {"MIA": "called non-member, %", "AUC_forget": "AUC, forget as members, %"}
@@ -178,17 +174,17 @@ def efficacy(part: list[Row], heading: Heading) -> Dots | None:
     attack = rows[0].pairs[0].attack
     told = caption(f"Membership inference on {heading.text}: the share of the forget set that the attack ({attack.mia}, "
                    f"{attack.mia_mode}) calls non-member, and how well confidence tells the forget set from test images (50: "
-                   "not at all). Nearer to retrain is better, not higher.", [*rows, _reference(part)], heading.small)
+                   "not at all). Nearer to retrain is better, not higher.", [*rows, reference_of(part)], heading.small)
     return _dots(f"Membership inference · {heading.text}", rows, panels, notes_of(rows, ""), told)
 
 
 def cost(part: list[Row], heading: Heading, name: str, kind: str = "cost", note: str = "") -> Scatter | None:
     """What a method costs against its distance to retrain, with retrain itself at distance 0, and the front."""
     spent, label = COSTS[kind]
-    rows = [row for row in ranked(part, name, note) if not is_raw(row) and row.numbers.get(spent, Number(0, None, 0)).mean > 0]
+    rows = [row for row in ranked(part, name, note) if not row.is_raw and row.numbers.get(spent, Number(0, None, 0)).mean > 0]
     if not rows:
         return None
-    reference, names = _reference(part), labels_of(rows)
+    reference, names = reference_of(part), row_names(rows)
     points = [Point(names[id(row)], dot_of(row.numbers[spent]), _distance(row.numbers[name], row.collapsed),
                     looks.look_of(row.method)) for row in rows]
     if reference.numbers.get(spent, Number(0, None, 0)).mean > 0:

@@ -19,9 +19,10 @@ SHOWN = 20  # values that are listed
 
 def facts(run: Saved, name: str) -> dict[Any, None]:
     """What a run answers to under a filter; the first is what it is called."""
-    if name == "unlearn":  # a plan by its name, its method and its kind
+    if name == "unlearn":  # a plan by its name, its method, its kind and its label
         called = name_of(run)
-        return dict.fromkeys([called, run.setting("unlearn"), *([called.split()[0]] if is_plan(run) else [])])
+        more = [called.split()[0], run.record["settings"].get("plan", {}).get("plan_label")] if is_plan(run) else []
+        return dict.fromkeys([called, run.setting("unlearn"), *more])
     if name == "mem_proxy":  # what the scores were stands in the record of a finished run alone
         return {run.record["scores"].get("name") if "scores" in run.record else run.setting("mem_proxy"): None}
     value = run.setting(name)

@@ -4,59 +4,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from report.pairs import Pair, is_plan, name_of
-from unlearn import METHODS
+from report.pairs import Pair
+from report.variants import computation
 from utils import Saved
 
 WRITTEN = re.compile(r"(?:^|(?<=^shuffle ))plan (.*)")  # the name of a plan that was written out, shuffled or not
 
 
-def computation(run: Saved) -> str:
-    """The method whose computation a run is: RL without a mask is RL_og, FT_prune is FT_l1; of a plan its name."""
-    name = name_of(run)
-    if is_plan(run) or name not in METHODS:  # with the pruning of its own, retrain has a name of its own
-        return name
-    return "RL_og" if name == "RL" and not run.record.get("mask") else METHODS[name].same_as or name
-
-
 def shown_names(found: Iterable[Pair]) -> dict[str, str]:
-    """What runs are called that are one computation: ``FT_l1 = FT_prune`` where both are there; a written plan's label.
+    """Computation -> what its runs are called: ``FT_l1 = FT_prune`` where both are there; of a written plan its label.
 
-    Plans without a label of their own are numbered in the order of their text, alike in all tables of an analysis.
+    Plans without a label are numbered in the order of their text, alike in all tables of an analysis; a label that two
+    computations have gets that number too.
     """
-    runs = [pair.run for pair in found]
     names: dict[str, list[str]] = {}
-    for run in runs:
-        there = names.setdefault(computation(run), [])
-        if name_of(run) not in there:
-            there.append(name_of(run))
-    shown = {name: " = ".join(sorted(there, key=lambda one: (one != name, one))) for name, there in names.items()}
-    written = {name: WRITTEN.search(name)[1] for name in names if WRITTEN.search(name)}
-    texts = sorted(set(written.values()))
-    own = {name_of(run): run.record["settings"].get("plan", {}).get("plan_label") for run in runs if name_of(run) in written}
-    taken: dict[str, set[str]] = {}
-    for name, label in own.items():
-        taken.setdefault(label, set()).add(written[name])
+    own: dict[str, str] = {}
+    for pair in found:
+        name = computation(pair.run)
+        names.setdefault(name, []).extend(pair.names or (pair.method,))
+        own[name] = label_of(pair.run) or ""
+    shown = {name: " = ".join(sorted(set(there), key=lambda one: (one != name, one))) for name, there in names.items()}
+    written = {name: plan[1] for name in names if (plan := WRITTEN.search(name))}
+    texts, plain = sorted(set(written.values())), {shown[name] for name in names if name not in written}
     for name, text in written.items():
-        number = texts.index(text) + 1
-        label = own[name] if own[name] and len(taken[own[name]]) == 1 else f"{own[name]} {number}" if own[name] else f"{number}"
-        shown[name] = name[: len(name) - len(text)] + label
+        label = own[name] or "plan"
+        rivals = {other for other, theirs in written.items() if own[other] == own[name] and theirs != text}
+        alone = own[name] and not rivals and label not in plain
+        shown[name] = name[: len(name) - len(f"plan {text}")] + (label if alone else f"{label} {texts.index(text) + 1}")
     return shown
 
 
-def one_of_each_seed(members: list[Pair]) -> list[Pair]:
-    """Of runs that are one computation under several names, one for each seed; of one name all."""
-    first = {}
-    for pair in members:
-        first.setdefault(pair.seed, name_of(pair.run))
-    return [pair for pair in members if name_of(pair.run) == first[pair.seed]]
+def label_of(run: Saved) -> str | None:
+    """The label that a person gave a plan (``--plan_label``)."""
+    return run.record["settings"].get("plan", {}).get("plan_label")
 
 
-def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(setting, variant) -> method's name, with the hyper-parameters that tell several variants in one setting apart."""
+def labels_of(grouped: Iterable[tuple[str, str]],
+              names: Mapping[str, str] = MappingProxyType({})) -> dict[tuple[str, str], str]:
+    """(setting, variant) -> method's name, with the hyper-parameters that tell several variants in one setting apart.
+
+    Args:
+        names: as ``shown_names`` has them; a computation that is not there is called by its own name.
+    """
     labels = {}
     keys = [(setting, variant, json.loads(variant)) for setting, variant in grouped]
     for setting, variant, (name, cfg, density, rest) in keys:
@@ -66,7 +59,8 @@ def labels_of(grouped: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
         if density is not None:
             told.insert(0, f"mask {density:g}")
         told += [f"{k} {rest[k]}" for k in rest if any(r[3].get(k) != rest[k] for r in rivals)]
-        labels[setting, variant] = f"{name} ({', '.join(told)})" if told else name
+        shown = names.get(name, name)
+        labels[setting, variant] = f"{shown} ({', '.join(told)})" if told else shown
     return labels
 
 

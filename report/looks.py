@@ -26,8 +26,12 @@ def look_of(label: str) -> Look:
     """Of a row, by the beginning of its name: settings in brackets and what else tells it from its mates do not change it."""
     if label.startswith(FLOOR):
         return ANCHORS[FLOOR]
-    first = re.split(r"[ ,(\[]", label, maxsplit=1)[0]
+    first = _first(label)
     return ANCHORS.get(first) or LOOKS.get(first) or KINDS.get(first) or KINDS["plan"]
+
+
+def _first(label: str) -> str:
+    return re.split(r"[ ,(\[]", label, maxsplit=1)[0]
 
 
 def kind_of(label: str) -> tuple[str, str]:
@@ -35,4 +39,6 @@ def kind_of(label: str) -> tuple[str, str]:
     kind, _, rest = label.partition(" ")
     if kind in ("RUM", "plan"):
         return kind, label
-    return (kind, rest) if kind in KINDS and rest else (ALONE, label)
+    if _first(label) in METHODS:
+        return ALONE, label
+    return (kind, rest) if kind in KINDS else ("plan", label)  # by its own label

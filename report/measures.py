@@ -11,8 +11,9 @@ import torch
 
 from evaluation import accuracy, separation, statistics, tow
 from evaluation.accuracy import load_outputs, remaining
-from report.pairs import Pair, name_of, needs_scores
-from report.settings import machine_of
+from report.pairs import Pair
+from report.settings import machine_of, name_of
+from report.variants import needs_scores
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 

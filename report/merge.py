@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
+import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from evaluation import statistics
-from report import folders, long
+from report import folders, long, names
+from report.labels import labels_of
 from report.measures import domain_of
+from report.names import Heading
 from report.output import Written
-from report.rows import labels_of
-from report.table import grid
+from report.table import Cell, Part, Table, latex, markdown
+from report.table import Line as Row
 from report.tables import cell, digits_of, head_of
 from utils import BadInput, open_regular, reading, shown
 
@@ -22,6 +27,8 @@ SHOWN = ("ToW", "ToW-MIA", "Avg. gap", "forget", "retain", "test", "MIA", "secon
 SAME_RUN = ("digest", "seed", "split_key", "data_key", "tag", "group", "score", "request", "original")
 SAME_SETTING = ("dataset", "arch", "data_key", "tag", "group", "score", "request")
 WHOLE, NUMBERS = ("seed", "forget_size"), ("value",)
+ANCHORS = ("retrain", "raw")
+NUMBERED = re.compile(r"plan \d+$")
 Line = dict[str, str]
 
 
@@ -39,9 +46,11 @@ def write(cfg: Any) -> Written:
     lines, twice = joined(line for part in parts for line in part)
     out = io.StringIO()
     csv.writer(out).writerows([long.COLUMNS, *(line.values() for line in lines)])
-    text = "\n".join(markdown(lines))
+    parts = parts_of(lines)
+    text = markdown(parts)
     folder = Path(cfg.out) if cfg.out else Path(cfg.save_dir) / "analysis" / "merged"
-    files = {f"{long.NAME}.csv": out.getvalue().encode(), "merged.md": text.encode()}
+    files = {f"{long.NAME}.csv": out.getvalue().encode(), "merged.md": text.encode(),
+             "merged.tex": latex(parts, "merged").encode()}
     folders.keep(folder, "merged", files)
     told = [f"{twice} run{'s'[: twice - 1]} stood there more than once: what finished last was taken"] if twice else []
     more = "\n".join([*told, ""])
@@ -99,33 +108,46 @@ def joined(lines: Iterable[Line]) -> tuple[list[Line], int]:
     return taken, twice
 
 
-def markdown(lines: list[Line]) -> list[str]:
+def parts_of(lines: list[Line]) -> list[Part]:
     """A table a setting: means over seeds with their intervals; retrain first, then the nearest to it."""
     settings: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         settings.setdefault(tuple(line[name] for name in SAME_SETTING), []).append(line)
-    named = {key: max(there, key=lambda line: line["finished"])["setting"] for key, there in settings.items()}
-    found = []
-    for key, there in settings.items():
+    called, found = _called(lines), []
+    for there in settings.values():
         rows: dict[str, dict[str, dict[str, float]]] = {}
         for line in sorted(there, key=lambda line: line["finished"]):  # of two runs of one seed the later
             rows.setdefault(line["variant"], {}).setdefault(line["metric"], {})[line["seed"]] = float(line["value"])
-        labels = labels_of((named[key], variant) for variant in rows)
-        body = sorted((_cells(labels[named[key], variant], numbers) for variant, numbers in rows.items()), key=_order)
+        labels = labels_of((("", variant) for variant in rows), called)
         shown_there = [name for name in SHOWN if any(name in numbers for numbers in rows.values())]
-        places = [0, 1, *(2 + SHOWN.index(name) for name in shown_there)]
-        found += [named[key], "", *grid([["method", "n", *map(head_of, shown_there)],
-                                         *([cells[1][place] for place in places] for cells in body)]), ""]
+        body = sorted((_line_of(labels["", variant], numbers, shown_there) for variant, numbers in rows.items()), key=_order)
+        last = max(there, key=lambda line: line["finished"])
+        heading = Heading(f"{names.told(last['network'])} · forget {last['forget']}", last["setting"])
+        table = Table("mean [95 % t-interval] over n training seeds", ("method", "n", *map(head_of, shown_there)), tuple(body))
+        found.append(Part(heading, (table,), tag=last["tag"]))
     return found
 
 
-def _cells(label: str, numbers: dict[str, dict[str, float]]) -> tuple[tuple[Any, ...], list[str]]:
-    """What a row is sorted by, and its words."""
+def _called(lines: Iterable[Line]) -> dict[str, str]:
+    """Computation -> what its machines called it, by two names rather than one. A plan's number is each machine's own, and a
+    label may be of two plans: these are called by their whole names."""
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        found.setdefault(json.loads(line["variant"])[0], set()).add(line["label"].partition(" (")[0])
+    once = {name: max((text for text in told if not NUMBERED.search(text)), key=len, default=name)
+            for name, told in found.items()}
+    twice = {told for told, count in collections.Counter(once.values()).items() if count > 1}
+    return {name: name if told in twice else told for name, told in once.items()}
+
+
+def _line_of(label: str, numbers: dict[str, dict[str, float]], measures: list[str]) -> Row:
     means = {name: statistics.interval(list(there.values()), domain_of(name)) for name, there in numbers.items()}
-    words = [cell(means.get(name), digits_of(name)) for name in SHOWN]
-    anchor = {"retrain": 0, "raw": 1}.get(label, 2)
-    return (anchor, -means["ToW"].mean if "ToW" in means else math.inf, label), [label, str(len(numbers["retain"])), *words]
+    cells = [Cell(cell(means.get(name), digits_of(name)), means[name].mean if name in means else None) for name in measures]
+    n = len(numbers["retain"])
+    return Row((Cell(label), Cell(str(n), n), *cells), anchor=label in ANCHORS)
 
 
-def _order(row: tuple[tuple[Any, ...], list[str]]) -> tuple[Any, ...]:
-    return row[0]
+def _order(row: Row) -> tuple[Any, ...]:
+    """Retrain, raw, then by ToW, the first measure where there is one."""
+    label, tow = row.cells[0].text, row.cells[2].value
+    return ANCHORS.index(label) if label in ANCHORS else len(ANCHORS), -tow if tow is not None else math.inf, label

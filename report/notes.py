@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from evaluation import separation
 from report.labels import WRITTEN
-from report.pairs import name_of
 from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row, same_forget_set
+from report.settings import name_of
 from unlearn.plan import NAMED as PLANS
 
 WEAK = 60.0  # AUC in % (or 100 less it) under which confidence hardly tells the forget set from test images
@@ -27,7 +26,7 @@ def explained(part: Iterable[Row]) -> list[str]:
     for row in part:
         if row.method == FLOOR:
             continue
-        name, shown = name_of(row.pairs[0].run), json.loads(row.variant)[0]
+        name, shown = name_of(row.pairs[0].run), row.name
         if written := WRITTEN.search(name):
             told[shown.removeprefix("shuffle ")] = written[1]
         elif name.removeprefix("shuffle ").split(" (")[0] == "RUM":

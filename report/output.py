@@ -85,7 +85,7 @@ def captions_of(extras: Iterable[Extra]) -> bytes:
 
 def _texts(table: Extra) -> list[tuple[str, str]]:
     """The table for people, by the file's ending; none of one that is for other programs."""
-    return [("md", markdown(table.parts)), ("tex", latex(table.parts))] if table.parts else []
+    return [("md", markdown(table.parts)), ("tex", latex(table.parts, table.name))] if table.parts else []
 
 
 def of_study(cfg: FilterConfig, study: Study, table: list[Row]) -> list[Extra]:
@@ -97,12 +97,15 @@ def of_study(cfg: FilterConfig, study: Study, table: list[Row]) -> list[Extra]:
     def compared(part: list[Row]) -> list[contrasts.Contrast]:
         return [c for there in by_setting(part).values() for c in contrasts.of_setting(there, study, cfg)]
 
+    def written(part: list[Row]) -> list[list[Any]]:
+        return csv_of(part, {setting: contrasts.nobody_best(there, study, cfg) for setting, there in by_setting(part).items()})
+
     parts = tuple(part_of(there, told[setting], cfg, study) for setting, there in by_setting(table).items())
-    found = [Extra(study.name, parts, csv_of(table), {}),
+    found = [Extra(study.name, parts, written(table), {}),
              Extra(study.pairs, (), contrasts.csv_of([*compared(table), *compared(merged)]), {})]
     if merged:
         parts = tuple(part_of(there, over(there), cfg, study) for there in by_setting(merged).values())
-        found += [Extra(study.requests, parts, csv_of(merged), {}),
+        found += [Extra(study.requests, parts, written(merged), {}),
                   Extra(f"{study.requests}_variance", (), spread(every, merged), {})]
     return found
 

@@ -97,14 +97,13 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """about: sentences under the title; groups: what the rows of tables lead to; runs: what these lead to."""
+    """groups: what the rows of tables lead to; runs: what these lead to."""
 
     title: str
     facts: Facts
     sections: tuple[Section, ...]
     groups: tuple[Group, ...] = ()
     runs: tuple[Made, ...] = ()
-    about: tuple[str, ...] = ()
 
 
 def picture(figure: Figure, caption: str, name: str) -> Picture:

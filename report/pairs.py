@@ -15,12 +15,14 @@ from groups import LEVELS
 from report.filters import OF_ANY, emptied, passes, passes_all, without
 from report.folders import folder_of
 from report.missing import listed, missing
-from report.settings import Setting, departures, is_plan, name_of, pairing, places, told_apart
+from report.settings import Setting, departures, name_of, pairing, places, told_apart
+from report.variants import variant_of
 from sources.scores import PROXIES
 from utils import BadInput, Saved, damage, hp, read_arrays, survey
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
+PICKING = ("ToW_val", "gap_val")  # measures that no test image enters, by which settings may be picked
 READ = ("outputs.npz", "splits.npz")  # a model.pt may stay on the machine that it was made on
 
 
@@ -45,7 +47,7 @@ class FilterConfig(EvaluationConfig):
     seed: tuple[int, ...] | None = hp(None, "only these seeds")
     best: str | None = hp(None, "show of each method the one setting that this measure picks, which no test image enters: "
                           "ToW_val (validation for test), gap_val (mean distance to retrain in forget, retain, validation)",
-                          choices=("ToW_val", "gap_val"))
+                          choices=PICKING)
     columns: tuple[str, ...] | None = hp(None, "measures in the main table, by name, or all (default: those that fit a screen)")
     venue: str = hp("plain", "widths and fonts of the figures, which are written as PNG and PDF: plain fits a column and a "
                     "screen; none: no figures", choices=(*VENUES, "none"))
@@ -89,6 +91,7 @@ class AnalysisConfig(FilterConfig):
 class Pair:
     """A run and the retrain of the same split, seed and original; the metrics of both in percent.
 
+    names: of the method, and of runs that are the same computation again and stand back for this one.
     groups: name -> int64 indices of the forget set's parts, where there are several; attack: as the metrics have it.
     """
 
@@ -97,6 +100,7 @@ class Pair:
     metrics: dict[str, Any]
     reference: dict[str, Any]
     setting: Setting
+    names: tuple[str, ...] = ()
     groups: Groups = dataclasses.field(default_factory=dict)
     attack: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
@@ -126,11 +130,6 @@ class Found(NamedTuple):
     whole: bool
 
 
-def needs_scores(run: Saved) -> bool:
-    """Whether the method itself cannot do without scores: a plan refines by them, at random groups and vanilla nothing."""
-    return is_plan(run) and not run.record["plan"]["shuffle"] and [s["group"] for s in run.record["plan"]["steps"]] != ["all"]
-
-
 def gather(cfg: FilterConfig) -> Found:
     """Every finished unlearning run that passes the filters, beside its retrain; under each setting that it belongs to.
 
@@ -158,18 +157,16 @@ def gather(cfg: FilterConfig) -> Found:
         raise BadInput(_nothing(every, cfg) + _passed_over(problems))
     alone = [run for run in kept if pairing(run) not in retrains]
     kept = [run for run in kept if pairing(run) in retrains]
-    alike = {key: _alike(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
-    twins = [same for there in alike.values() for same in there.values() if len(same) > 1]
-    doubles = {run.folder for same in twins for run in same[1:]}
-    references = {key: _references(there) for key, there in alike.items()}
+    references = {key: _references(retrains[key]) for key in dict.fromkeys(map(pairing, kept))}
     used = [run for there in references.values() for run in there.values()]
     if cfg.unlearn is None or "retrain" in cfg.unlearn:
-        folders = {run.folder for run in used} | doubles
+        folders = {run.folder for run in used}
         kept += [run for key in references for run in retrains[key] if run.folder not in folders]
     spoiled = [run for run in asked if run.folder in lost and name_of(run) == "retrain"]
-    notes = [*_twice(twins), *missing(alone, spoiled, cfg.save_dir), *_unfinished(_late(there, cfg)),
+    pairs, twice = once(_beside(used, kept, references, cfg))
+    notes = [*twice, *missing(alone, spoiled, cfg.save_dir), *_unfinished(_late(there, cfg)),
              *_of_older_form(older, [*used, *kept]), *(f"passed over: {problem}" for problem in problems)]
-    return Found(_beside(used, kept, references, cfg), notes, not alone and not problems)
+    return Found(pairs, notes, not alone and not problems)
 
 
 def _late(there: list[Saved], cfg: FilterConfig) -> list[Saved]:
@@ -215,27 +212,35 @@ def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mappi
             told = f"retrain with {words}" if words else ""
             for setting in where[run.folder]:
                 setting = setting._replace(trained=trained[setting.origin], reference=told)
-                found.append(Pair(run, reference, metrics[run.folder], metrics[reference.folder], setting, parts[run.folder],
-                                  attack))
+                found.append(Pair(run, reference, metrics[run.folder], metrics[reference.folder], setting, (name_of(run),),
+                                  parts[run.folder], attack))
     return found
 
 
-def _alike(retrains: list[Saved]) -> dict[str, list[Saved]]:
-    """How a retrain departs from its original's training -> those that do, the one that finished first at the head."""
-    found: dict[str, list[Saved]] = {}
+def _references(retrains: list[Saved]) -> dict[str, Saved]:
+    """By how they depart from their original's training: the one that does not, or all; of several the first to finish."""
+    found: dict[str, Saved] = {}
     for run in retrains:
-        found.setdefault(departures(run), []).append(run)
-    return found
+        found.setdefault(departures(run), run)
+    return {"": found[""]} if "" in found else found
 
 
-def _references(alike: Mapping[str, list[Saved]]) -> dict[str, Saved]:
-    """The one that departs in nothing, or all; of those trained alike the first."""
-    return {words: same[0] for words, same in (alike if "" not in alike else {"": alike[""]}).items()}
+def once(found: list[Pair]) -> tuple[list[Pair], list[str]]:
+    """Of runs of one original, forget set and seed that are one computation the first to finish; what is said of the others.
 
-
-def _twice(twins: list[list[Saved]]) -> list[str]:
-    """What is said of retrains that were made twice, as by a command for a missing one that then went on after all."""
-    return [f"note: trained alike, so that the first to finish is taken: {listed(same)}" for same in twins]
+    So it is where a method has two names, or where a retrain that had stopped goes on after it was made by the command for a
+    missing one.
+    """
+    groups: dict[tuple[str, str, str], list[Pair]] = {}
+    for pair in found:
+        groups.setdefault((pair.setting.label, variant_of(pair.run), pairing(pair.run)), []).append(pair)
+    taken, told = [], {}
+    for there in groups.values():
+        first = min(there, key=lambda pair: (not pair.is_reference, pair.run.record["finished"]))
+        taken.append(dataclasses.replace(first, names=tuple(dict.fromkeys(pair.method for pair in (first, *there)))))
+        if len(there) > 1:
+            told[first.run.folder] = [first.run, *(pair.run for pair in there if pair is not first)]
+    return taken, [f"note: one computation, so that the first to finish is taken: {listed(runs)}" for runs in told.values()]
 
 
 def _unfinished(runs: list[Saved]) -> list[str]:

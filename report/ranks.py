@@ -60,7 +60,7 @@ def blocks_of(table: list[Row], study: Study, cfg: FilterConfig) -> tuple[Blocks
         place = part[0].place
         means = {row.method: BROKEN if row.collapsed else row.numbers[study.headline].mean for row in part
                  if study.headline in row.numbers and row.method != FLOOR and not row.is_reference
-                 and row.pairs[0].method != "raw"}
+                 and not row.is_raw}
         key = place.network, place.data, place.key
         if key in found or not means:
             continue

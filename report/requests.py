@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -40,7 +41,8 @@ def _rows(heading: str, members: list[Row]) -> list[Row]:
     for row in members:
         if row.method != FLOOR:
             by_variant.setdefault(row.variant, []).append(row)
-    labels = labels_of((heading, variant) for variant in by_variant)
+    called = {json.loads(variant)[0]: there[0].name for variant, there in by_variant.items()}
+    labels = labels_of(((heading, variant) for variant in by_variant), called)
     found = [_merged(heading, labels[heading, variant], there) for variant, there in by_variant.items()]
     floors = [row for row in members if row.method == FLOOR]
     return found + ([_floor(heading, floors)] if floors else [])
@@ -54,7 +56,7 @@ def _merged(heading: str, label: str, there: list[Row]) -> Row:
         mean = math.fsum(row.numbers[GAP_MEANS].mean for row in there) / len(there)
         numbers[GAP_MEANS] = Number(mean, None, len(there))
     every = [pair for row in there for pair in row.pairs]
-    return Row(heading, label, there[0].variant, every, numbers, values, there[0].images)
+    return Row(heading, label, there[0].variant, every, numbers, values, there[0].images, name=there[0].name)
 
 
 def _floor(heading: str, floors: list[Row]) -> Row:

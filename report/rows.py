@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,12 @@ import numpy as np
 from evaluation import statistics, tow
 from evaluation.accuracy import load_outputs
 from evaluation.statistics import Number
-from report.labels import computation, labels_of, one_of_each_seed, shown_names
+from report.labels import labels_of, shown_names
 from report.measures import domain_of, images_error, margin_distance, measures, shares
-from report.pairs import Pair, is_plan, name_of, needs_scores
+from report.pairs import Pair
 from report.settings import Setting
-from utils import BadInput, Saved, digest_of
+from report.variants import computation, variant_of
+from utils import BadInput, digest_of
 
 FLOOR = "retrain vs retrain"  # the row that says how far two retrained models are apart
 MEAN_GAP, GAP_MEANS = "Avg. gap", "gap of means"  # of single runs, averaged over seeds; of averages over seeds, as published
@@ -29,7 +28,8 @@ MEAN_GAP, GAP_MEANS = "Avg. gap", "gap of means"  # of single runs, averaged ove
 class Row:
     """A method under one setting over its seeds.
 
-    method: its name and what tells it from others of that name; variant: all that its runs have in common, as JSON.
+    method: its name and what tells it from others of that name; variant: all that its runs have in common, as JSON; name:
+    without what tells it from others.
     numbers: means over seeds with their intervals; of the floor the mean over pairs of retrains, the least and the most.
     values: measure -> seed (or request) -> number, what the means are of.
     images: measure -> standard error of one model's number from the sample of images alone.
@@ -46,6 +46,7 @@ class Row:
     images: dict[str, float] = dataclasses.field(default_factory=dict)
     each: list[dict[str, float]] = dataclasses.field(default_factory=list)
     picked: str = ""
+    name: str = ""
 
     @property
     def place(self) -> Setting:
@@ -60,6 +61,11 @@ class Row:
     def is_reference(self) -> bool:
         """Whether it is the retrain that the setting's runs are compared with."""
         return self.method != FLOOR and self.pairs[0].is_reference
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is the original itself."""
+        return self.method != FLOOR and self.pairs[0].method == "raw"
 
     @property
     def collapsed(self) -> int:
@@ -102,17 +108,15 @@ class Row:
 def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
     """One row a method and setting, means and intervals over seeds; then the retrain-vs-retrain floor of each setting."""
     grouped: dict[tuple[str, str], list[Pair]] = {}
-    names = shown_names(found)
+    names = shown_names(found)  # of all settings, so that plans have the same numbers in all
     for pair in found:
-        grouped.setdefault((pair.setting.label, _variant(pair.run, names)), []).append(pair)
-    grouped = {key: one_of_each_seed(members) for key, members in grouped.items()}
+        grouped.setdefault((pair.setting.label, variant_of(pair.run)), []).append(pair)
     for (setting, _), members in grouped.items():
-        seeds = [pair.seed for pair in members]
-        if len(set(seeds)) < len(seeds):
-            raise BadInput(f"{setting}, {members[0].method}: several runs of one seed cannot be told apart: "
-                           f"{', '.join(str(p.run.folder) for p in members)}; keep one, or filter")
-    labels = labels_of(grouped)
-    table = [_row(*key, labels[key], members, level) for key, members in grouped.items()]
+        if len({pair.seed for pair in members}) < len(members):
+            raise BadInput(f"{setting}, {members[0].method}: several runs of one seed, of originals that cannot be told apart: "
+                           f"{', '.join(str(p.run.folder) for p in members)}; keep those of one, or filter")
+    labels = labels_of(grouped, names)
+    table = [_row(*key, labels[key], names[computation(members[0].run)], members, level) for key, members in grouped.items()]
     floors = [floor for row in table if row.is_reference for floor in _floor(row)]
     return in_order([*table, *floors], "ToW")
 
@@ -121,14 +125,14 @@ def in_order(table: list[Row], measure: str) -> list[Row]:
     """Setting by setting: retrain, raw and the floor, with which the others are compared; then these, the nearest to retrain
     first by a measure whose best is 1; what collapsed, and what has no such number, last."""
     def place(row: Row) -> tuple[Any, ...]:
-        anchor = 0 if row.is_reference else 2 if row.method == FLOOR else 1 if row.pairs[0].method == "raw" else 3
+        anchor = 0 if row.is_reference else 2 if row.method == FLOOR else 1 if row.is_raw else 3
         known = measure in row.numbers
         return row.setting, anchor, bool(row.collapsed), not known, -row.numbers[measure].mean if known else 0.0, row.method
 
     return sorted(table, key=place)
 
 
-def _row(setting: str, variant: str, label: str, members: list[Pair], level: float) -> Row:
+def _row(setting: str, variant: str, label: str, name: str, members: list[Pair], level: float) -> Row:
     each = [measures(pair) for pair in members]
     # a mean over some of the seeds would stand beside means over others
     names = [name for name in each[0] if all(name in own for own in each)]
@@ -139,7 +143,7 @@ def _row(setting: str, variant: str, label: str, members: list[Pair], level: flo
     errors = [images_error(pair) for pair in members]
     shared = [name for name in errors[0] if all(name in own for own in errors)]
     images = {name: math.fsum(own[name] for own in errors) / len(errors) for name in shared}
-    return Row(setting, label, variant, members, numbers, values, images, each)
+    return Row(setting, label, variant, members, numbers, values, images, each, name=name)
 
 
 def gap_of_means(members: list[Pair]) -> float:
@@ -177,29 +181,3 @@ def _floor(reference: Row) -> Iterable[Row]:
         mean, _, count = numbers[MEAN_GAP]
         numbers[GAP_MEANS] = Number(mean / math.sqrt(len(reference.pairs)), None, count)
     yield Row(reference.setting, FLOOR, "", reference.pairs, numbers)
-
-
-def _variant(run: Saved, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The name that is shown, settings, mask and all else that must be equal in runs that are averaged over, as JSON."""
-    record = run.record
-    made = record.get("mask", {})
-    cfg, density = _plan_settings(record["plan"]) if is_plan(run) else (record["settings"]["cfg"], made.get("density"))
-    cfg = cfg | {name: run.setting(name) for name in ("batch_size", "aug")}
-    rest = {name: run.setting(name) for name in ("mask_mode", "rum_retain", "precision", "device", "compile", "deterministic")}
-    rest["saliency_mode"] = made.get("saliency_mode")
-    if is_plan(run):
-        rest["after"] = record["request"]["earlier"][:6]
-    if needs_scores(run):
-        rest["by"] = record["scores"].get("name")
-        # proxies differ by seed
-        rest["file"] = record["scores"].get("sha256", "")[:6] if rest["by"] == "memorization" else None
-    return json.dumps([names.get(computation(run), name_of(run)), cfg, density, rest])
-
-
-def _plan_settings(plan: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
-    """Those of the one method that takes every step, and its mask's density; else each step's under its group's name."""
-    steps = plan["steps"]
-    if all((step["cfg"], step["density"]) == (steps[0]["cfg"], steps[0]["density"]) for step in steps):
-        return steps[0]["cfg"], steps[0]["density"]
-    return {f"{step['group']}.{name}": value for step in steps
-            for name, value in {**step["cfg"], "density": step["density"]}.items()}, None

@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.accuracy import EvaluationConfig
 from evaluation.style import Look, drawn_in
 from report import best, bygroup, bysparsity, contrasts, draw, figures, names, published, ranks, scores
-from report.behind import SEPARATE, Command, group, runs, word
+from report.behind import SEPARATE, Command, group, runs
 from report.contrasts import MIA, TOW, Study
 from report.draw import Chart
 from report.forgotten import Album
@@ -19,7 +19,7 @@ from report.page import Facts, Page, Picture, Section, picture, render
 from report.pairs import AnalysisConfig, FilterConfig
 from report.requests import over_requests
 from report.rows import FLOOR, Row
-from report.settings import machine_of
+from report.settings import machine_of, word
 from report.table import Part, Table
 from report.tables import columns_of
 from utils import Config, flag_words, write_atomic
@@ -48,8 +48,9 @@ def write(cfg: FilterConfig, every: list[Row], notes: Iterable[str], command_of:
 def page_of(cfg: FilterConfig, every: list[Row], notes: Iterable[str], command_of: Command) -> Page:
     """All that the page says."""
     table, merged = best.pick(every, cfg.best), best.pick(over_requests(every), cfg.best)
-    sections = [*_settings(cfg, every, table), *_beside(cfg, table)]
-    if left := tuple(notes):
+    beside = _across(cfg, table)
+    sections = [*_settings(cfg, every, table), *_beside(cfg, beside)]
+    if left := (*notes, *(f"note: {reason}" for extra in beside for reason in extra.notes)):
         sections.append(Section("What is in no table", absent=left))
     told = {setting: heading.text for setting, heading in headings_of(table).items()}
     told |= {setting: over(part).text for setting, part in by_setting(merged).items()}
@@ -139,13 +140,17 @@ def _section(part: Part, headline: str = "", drawn: tuple[Picture, ...] = ()) ->
     return Section(heading, part.heading.small, part.verdicts, part.tables, drawn)
 
 
-def _beside(cfg: FilterConfig, table: list[Row]) -> list[Section]:
+def _across(cfg: FilterConfig, table: list[Row]) -> list[Extra]:
     """The tables across settings: by group, of plans, by sparsity, ranks, published gaps, of scores."""
     made = [bygroup.tow_tables, bygroup.mia_tables, bysparsity.tow_tables, bysparsity.mia_tables, ranks.tow_tables,
             ranks.mia_tables, published.tables]
     extras: list[Extra] = [extra for make in made for extra in make(cfg, table)]
     if isinstance(cfg, AnalysisConfig):
         extras += scores.tables(cfg, table)
+    return extras
+
+
+def _beside(cfg: FilterConfig, extras: list[Extra]) -> list[Section]:
     sections = []
     for number, extra in enumerate(extras):
         charts = extra.figures.values() if cfg.venue != draw.NONE else ()

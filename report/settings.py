@@ -110,14 +110,17 @@ def departures(retrain: Saved) -> str:
     training = parent.get("training") or {}
     wanted = {ours: training[theirs] for ours, theirs in METHODS["retrain"].inherits.items() if theirs in training}
     wanted |= parent.get("setup") or {}
-    told = [f"{name} {_word(retrain.setting(name))} (original: {_word(value)})" for name, value in wanted.items()
+    told = [f"{name} {word(retrain.setting(name))} (original: {word(value)})" for name, value in wanted.items()
             if retrain.setting(name) != value]
     return " and ".join(told)
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
+    """A setting's value as a person reads it."""
     if isinstance(value, (list, tuple)):
-        return "/".join(map(str, value))
+        return "/".join(map(word, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {word(inner)}" for name, inner in value.items())
     if value is None or isinstance(value, bool):
         return {None: "unset", True: "on", False: "off"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -212,5 +215,5 @@ def told_apart(origins: Iterable[tuple[Setting, Saved]]) -> dict[str, str]:
         names = dict.fromkeys(name for facts in family.values() for name in facts)
         differ = [name for name in names if len({str(facts.get(name)) for facts in family.values()}) > 1]
         for origin, facts in family.items():
-            found[origin] = " and ".join(f"{name} {_word(facts.get(name))}" for name in differ)
+            found[origin] = " and ".join(f"{name} {word(facts.get(name))}" for name in differ)
     return found

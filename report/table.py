@@ -102,8 +102,12 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<![\w.}])-(?=\d)", "$-$", found)
 
 
-def latex(parts: Iterable[Part]) -> str:
-    """A table environment (booktabs) for each table; what stands around it in Markdown is its caption."""
+def latex(parts: Iterable[Part], name: str) -> str:
+    """A table environment (booktabs) for each table; what stands around it in Markdown is its caption.
+
+    Args:
+        name: of the file; labels begin with it, so that several files go into one paper.
+    """
     lines = ["% \\usepackage{booktabs}", ""]
     for part in parts:
         for number, table in enumerate(part.tables, 1):
@@ -113,7 +117,7 @@ def latex(parts: Iterable[Part]) -> str:
             body = [" & ".join(escaped(cell.text) for cell in line.cells) + r" \\" for line in table.lines]
             if 0 < anchors < len(body) and all(line.anchor for line in table.lines[:anchors]):
                 body.insert(anchors, r"\midrule")
-            label = f"\\label{{tab:{part.tag or 'all'}-{number}}}"
+            label = f"\\label{{tab:{'-'.join(filter(None, (name, part.tag, str(number))))}}}"
             lines += [r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", label,
                       f"\\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule",
                       " & ".join(map(escaped, table.head)) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evaluation import separation
-from evaluation.accuracy import METRICS
+from evaluation.accuracy import meaning_of
 from evaluation.statistics import DIFFERENT, Number
 from groups import LEVELS
 from report import best, contrasts
@@ -108,13 +108,13 @@ def main_table(part: list[Row], cfg: FilterConfig, study: Study) -> Table:
         numbers = [(row.numbers.get(name), _words(row, name)) for name in present]
         cells = [Cell(row.told), Cell(told, n), *(Cell(text, number.mean if number else None) for number, text in numbers)]
         lines.append(Line(tuple(cells), row.id, is_anchor(row)))
-    about = {head_of(name): METRICS[name][2] for name in present if name in METRICS}
+    about = {head_of(name): text for name in present if (text := meaning_of(name))}
     return Table(_title(part, present), ("method", "n", *map(head_of, present)), tuple(lines),
                  (*best.said(part, cfg.best), *explained(part), *notes_of(part, tuple(present))), about)
 
 
 def is_anchor(row: Row) -> bool:
-    return row.is_reference or row.method == FLOOR or row.pairs[0].method == "raw"
+    return row.is_reference or row.method == FLOOR or row.is_raw
 
 
 def _title(part: list[Row], present: list[str]) -> str:
@@ -210,18 +210,22 @@ def verdicts(part: list[Row], cfg: FilterConfig, study: Study) -> list[str]:
     return [f"Nearest to retrain by {study.headline}: {first.told}, {number}; {'; '.join(told)}."]
 
 
-def csv_of(table: list[Row]) -> list[list[Any]]:
+def csv_of(table: list[Row], reasons: Mapping[str, str]) -> list[list[Any]]:
     """A line a row, full precision: <metric>, its ends <metric>_low and <metric>_high (of the floor: least and most of the
-    pairs; empty with one seed), and <metric>_images, the standard error of one model's number from the images alone."""
+    pairs; empty with one seed), and <metric>_images, the standard error of one model's number from the images alone.
+
+    Args:
+        reasons: setting -> why no method there is called the best, "" where one may be.
+    """
     names = list(dict.fromkeys(name for row in table for name in row.numbers))
     imaged = [name for name in names if any(name in row.images for row in table)]
     heads = [x for name in names for x in (name, f"{name}_low", f"{name}_high")] + [f"{name}_images" for name in imaged]
     lines: list[list[Any]] = []
-    lines.append(["setting", "method", "picked", "n", "seeds", "collapsed", *heads, "runs"])
+    lines.append(["setting", "method", "picked", "n", "seeds", "collapsed", *heads, "nobody_best", "runs"])
     for row in table:
         numbers = [row.numbers.get(name, Number(None, None, 0)) for name in names]
         values = [x for mean, ends, _ in numbers for x in (mean, *(ends or (None, None)))]
         lines.append([row.setting, row.method, row.picked, max(n for *_, n in row.numbers.values()),
                       " ".join(map(str, row.seeds)), row.collapsed, *values, *(row.images.get(name) for name in imaged),
-                      " ".join(str(pair.run.folder) for pair in row.pairs)])
+                      reasons[row.setting], " ".join(str(pair.run.folder) for pair in row.pairs)])
     return lines

@@ -94,14 +94,15 @@ def screen(lines: list[dict[str, str]]) -> str:
     """Of the lines of tow.csv: methods below one another, forget sets side by side; one without headroom is only told."""
     sets = {line["setting"]: heading(line) for line in lines if line["method"] == "retrain"}
     found = {(short(line["method"]), line["setting"]): line for line in lines if line["method"] != "retrain"}
-    full = [name for name in sets if not headroom(found["raw", name], found[FLOOR, name])]
+    # too few seeds to say so, where --seeds names few, hides no set
+    full = {name: reason for name in sets if (reason := found["raw", name]["nobody_best"]).startswith("no ")}
     shown = sorted(set(sets) - set(full), key=lambda name: ([place for _, place in found].count(name), sets[name]))
     rows = {method: [found.get((method, name)) for name in shown] for method, name in found if name in shown}
     table = [["", *(sets[name] for name in shown)]]
     table += [[method, *map(number, rows[method])] for method in sorted(rows, key=lambda method: order(method, rows[method]))]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     text = ["   ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    text += [f"not shown: {sets[name]}, where the original is as near to retrain as another retrain" for name in full]
+    text += [f"not shown: {sets[name]}: {reason.partition(' (')[0]}" for name, reason in full.items()]
     return "\n".join(text)
 
 
@@ -122,13 +123,8 @@ def heading(line: dict[str, str]) -> str:
 
 def short(method: str) -> str:
     """The name without its settings, which the whole tables have."""
-    name = method.partition(" (")[0].removeprefix("plan ")
+    name = method.partition(" (")[0]
     return "SalUn" if name == "RL" else name
-
-
-def headroom(raw: dict[str, str], floor: dict[str, str]) -> bool:
-    """Whether the original is further from retrain than another retrain is."""
-    return float(raw["ToW_high"] or raw["ToW"]) < float(floor["ToW"] or 1)
 
 
 def number(line: dict[str, str] | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shell
-from grouped import csv_lines
+from grouped import csv_lines, grouped, planned
 from pretended import LEANS, SEEDS, change, four_methods, pretend
 
 from report import contrasts, long, merge, output
@@ -163,3 +163,22 @@ def test_filters_and_missing_files_are_refused_beside_merge(whole: Path, tmp_pat
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="no text"):
         merged(tmp_path, tmp_path / "latin.csv")
+
+
+def test_plans_that_two_machines_numbered_alike_are_two_rows(library: Path, tmp_path: Path) -> None:
+    """plan 1 of one is another plan than plan 1 of the other; a plan that both have is one, whatever they called it."""
+    files = []
+    for machine, plans in enumerate((("low:raw mid:NG high:NG",), ("low:GA mid:NG high:NG", "low:raw mid:NG high:NG"))):
+        root = tmp_path / f"m{machine}"
+        for seed in (3, 5) if machine else (8,):
+            pretend(library, root, "retrain", seed)
+            for place, text in enumerate(plans):
+                planned(grouped(pretend(library, root, "NG", seed, f"-{place}"), "confidence"), f"plan {text}")
+        files.append(runs_of(root, root / "out"))
+    assert [{line["label"] for line in csv_lines(file) if "plan" in line["label"]} for file in files] == [
+        {"plan 1"}, {"plan 1", "plan 2"}]
+    merged(tmp_path, *files)
+    counts = {cells[1]: cells[2] for line in (tmp_path / "merged.md").read_text().splitlines() if line.startswith("| plan")
+              for cells in [[word.strip() for word in line.split("|")]]}
+    assert counts == {"plan low:GA mid:NG high:NG": "2", "plan low:raw mid:NG high:NG": "3"}
+    assert (tmp_path / "merged.tex").read_text().count(r"\begin{tabular}") == 1

@@ -24,7 +24,7 @@ def page() -> str:
     groups = tuple(Group(id, name, single) for id, name in (("r1", "retrain"), ("r2", NAME), ("r3", "cell")))
     runs = (Made("u1", "runs/a", "python main_rum.py --plan 'low:raw'", (("seed", "1"),), (("original", "", "b"),)),)
     section = Section("random", "small", ("no headroom",), (table,), figures)
-    return render(Page("digits", (("seeds", "3"),), (section,), groups, runs, ("about",)))
+    return render(Page("digits", (("seeds", "3"),), (section,), groups, runs))
 
 
 def test_page_asks_the_network_for_nothing_and_escapes_names() -> None:

@@ -320,11 +320,11 @@ def test_records_that_do_not_tell_how_their_original_was_made_are_named(bench: P
     assert {tuple(row.seeds) for row in table_of(root) if row.method != FLOOR} == {(3, 8), (5,)}
 
 
-def test_two_runs_of_one_seed_are_refused(bench: Path, library: Path, tmp_path: Path) -> None:
+def test_runs_of_two_originals_of_one_seed_are_refused(bench: Path, library: Path, tmp_path: Path) -> None:
     root = copied(bench, tmp_path)
     pretend(library, root, "FT", 3, name="b", parent="another")
     pretend(library, root, "retrain", 3, name="b", parent="another")
-    refused(root, "several runs of one seed", "keep one, or filter")
+    refused(root, "several runs of one seed", "originals that cannot be told apart", "keep those of one, or filter")
 
 
 def test_hyper_parameters_and_forget_sets_make_rows_of_their_own(bench: Path, library: Path, tmp_path: Path) -> None:

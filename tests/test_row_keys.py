@@ -12,8 +12,9 @@ import shell
 from grouped import grouped, planned
 from pretended import change, notes_of, pretend, row_of, table_of, text_of
 
-from report.rows import FLOOR, _variant
+from report.rows import FLOOR
 from report.settings import by_split, departures, pairing
+from report.variants import variant_of
 from stages import STAGES
 from unlearn import METHODS
 from utils import Saved, read_record
@@ -98,7 +99,7 @@ def other(value: Any) -> Any:
 
 
 def keys_of(run: Saved) -> tuple[str, ...]:
-    return by_split(run, {}).label, _variant(run), pairing(run)
+    return by_split(run, {}).label, variant_of(run), pairing(run)
 
 
 @pytest.mark.parametrize("method", ["FT", "RL", "wfisher", "retrain"])
@@ -232,7 +233,7 @@ def test_of_two_retrains_that_were_trained_alike_the_first_is_taken_and_said(lib
     assert [row.method for row in table] == ["retrain", "FT"]
     assert {pair.retrain.folder for row in table for pair in row.pairs} == {first}
     (said,) = notes_of(tmp_path).splitlines()
-    assert said.endswith(f"trained alike, so that the first to finish is taken: {first}, {late}")
+    assert said.endswith(f"one computation, so that the first to finish is taken: {first}, {late}")
 
 
 def test_versions_that_differ_inside_a_row_are_said(library: Path, tmp_path: Path) -> None:
@@ -248,5 +249,5 @@ def test_versions_that_differ_inside_a_row_are_said(library: Path, tmp_path: Pat
 
 def test_keys_are_json_that_reads_back(library: Path) -> None:
     """The variant of a row is what its label is made of."""
-    name, cfg, density, rest = json.loads(_variant(shell.only(library, "forget", unlearn="RL")))
+    name, cfg, density, rest = json.loads(variant_of(shell.only(library, "forget", unlearn="RL")))
     assert (name, density, rest["saliency_mode"]) == ("RL", 0.5, "exact") and cfg["batch_size"] == 64

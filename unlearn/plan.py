@@ -21,6 +21,7 @@ from unlearn.registry import IN_EPOCHS, METHODS, Method
 from utils import BadInput, Config, Run, did_you_mean, hp, read_json, reading, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
+TAKEN = ("RUM^F", "shuffle", "vanilla")  # first words of the names of other plans
 SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
 
 
@@ -38,8 +39,8 @@ class PlanConfig(Config):
     # runs are told apart by the steps themselves, however they were asked for
     plan: PlanText | None = hp(None, "steps in their order, such as 'low:raw mid:FT(unlearn_lr=0.1) high:RL(density=0.5)'",
                           digest=False)
-    plan_label: str | None = hp(None, "what tables and figures call the plan of --plan: 'plan LABEL' (default: plan 1, plan 2, "
-                                "..., explained under the table); a finished run takes the new one", digest=False)
+    plan_label: str | None = hp(None, "what tables and figures call the plan of --plan (default: plan 1, plan 2, ..., "
+                                "explained under the table); a finished run takes the new one", digest=False)
     plan_name: str | None = hp(None, "rumf: --unlearn METHOD on each group (the default with --unlearn); rum: the published "
                                f"choice, {NAMED['rum']}; vanilla: --unlearn METHOD once on the whole set",
                                choices=("rumf", "rum", "vanilla"), digest=False)
@@ -112,6 +113,8 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
         raise BadInput("--plan_label is empty; say what tables are to call the plan, or leave it away")
     if cfg.plan_label is not None and named is not None:
         raise BadInput("--plan_label is for the plan of --plan; other forms have names of their own, leave it away")
+    if cfg.plan_label is not None and cfg.plan_label.split()[0] in (*METHODS.names(), *TAKEN):
+        raise BadInput(f"--plan_label {cfg.plan_label} reads as another method; begin it with another word")
     if named is None:
         steps = parse(cfg.plan, protocol, cfg.density)
         _cover(cfg.plan, [step.group for step in steps])
