@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import models
-from dataset import Batch, Data, Loader
+from dataset import Data, Loader
 from evaluation import accuracy, sparsity
 from pruner import magnitude
 from pruner.plan import Plan, SynFlowConfig
-from trainer import Sgd, TrainConfig, cross_entropy, l1_norm, resumable
+from trainer import Descent, TrainConfig, cross_entropy, resumable
 from utils import BadInput, Mask, Run, Runtime, run_of, say, sha256
 
 
@@ -26,18 +26,14 @@ def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Ru
         snapshot: before this epoch (not 0) the weights go to rewind.pt of the run's folder.
         purpose: names the random streams of this training, as it does the loader's.
     """
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        value = cross_entropy(model, batch)
-        return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
-
-    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose, mask=mask)
+    opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose, mask=mask, l1=cfg.alpha)
     for epoch in resumable(cfg.epochs - first if epochs is None else epochs, opt, rt, run):
         if epoch == snapshot > 0:
             about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             run.save_tensors("rewind.pt", {"state_dict": state, "data_key": run.values["data_key"], **about})
         opt.at = first + epoch
-        run.log(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
+        run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy), lr=opt.rate(1))
 
 
 @dataclasses.dataclass

@@ -219,6 +219,8 @@ def idle_beside(configs: Mapping[str, Config], typed: Mapping[str, Any]) -> dict
     for config in configs.values():
         if getattr(config, "schedule", "step") != "step":
             found |= dict.fromkeys(("decreasing_lr", "lr_gamma"), f"it is of --schedule step, and this is {config.schedule}")
+        if getattr(config, "optimizer", "sgd") != "sgd":
+            found["momentum"] = f"it is of --optimizer sgd, and this is {config.optimizer}"
     if "data" in configs and not configs["data"].label_noise:
         found["noise_seed"] = "all labels stay as they are without --label_noise"
     forget = configs.get("forget")

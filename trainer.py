@@ -1,14 +1,14 @@
 """The one training loop and the one prediction loop.
 
-    opt = Sgd(model, cfg, lr=0.1, epochs=30, rt=rt, purpose="train")
+    opt = Descent(model, cfg, lr=0.1, epochs=30, rt=rt, purpose="train")
     losses = [opt.epoch(loader, cross_entropy) for epoch in resumable(30, opt, rt, run)]
     logits, labels = predict(model, data.loader("test"), rt)
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +22,7 @@ from tqdm import tqdm
 import models
 from dataset import Batch, Loader
 from models.modes import normalising
+from updates import UPDATES, clear, leave
 from utils import BadInput, Config, Mask, Run, Runtime, hp
 
 
@@ -34,10 +35,12 @@ SCHEDULES = ("cosine", "step", "constant", "linear")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
-    """SGD's settings apart from rate and length, which training and unlearning name differently."""
+    """The optimiser's settings apart from rate and length, which training and unlearning name differently."""
 
-    momentum: float = hp(0.9, "SGD momentum", low=0, below=1)
-    weight_decay: float = hp(5e-4, "L2 added to the gradient; never to a masked weight", low=0)
+    optimizer: str = hp("sgd", "how a step moves the weights; each as torch.optim has it", choices=tuple(UPDATES))
+    momentum: float = hp(0.9, "momentum of sgd", low=0, below=1)
+    weight_decay: float = hp(5e-4, "decay: added to the gradient (sgd, adam), or beside the step (adamw); never of a masked "
+                             "weight", low=0)
     schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
     decreasing_lr: tuple[int, ...] = hp((91, 136), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
     lr_gamma: float = hp(0.1, "factor of schedule step", above=0, high=1)
@@ -65,28 +68,26 @@ def loss_slope(logits: Tensor, y: Tensor) -> Tensor:
     return torch.where(hot, -others.sum(-1, keepdim=True), others)
 
 
-def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of |theta| over all parameters, batch norm and biases included, as the l1-sparse papers take it."""
-    return torch.stack([p.abs().sum() for p in model.parameters()]).sum()
-
-
-class Sgd:
-    """SGD with momentum and weight decay over all parameters, equal to torch.optim.SGD, with a mask on the update.
-
-    torch.optim's first use imports the compiler (1.3 s of every stage's start); these foreach calls are what it runs.
+class Descent:
+    """Steps on a loss by the settings' optimiser, with penalties on the weights and a mask on what may change.
 
     Args:
-        mask: weights with False stay bit-identical: decay and momentum are masked as well as the gradient.
+        mask: weights with False stay bit-identical: decay, penalties and moments are masked as well as the gradient.
         mask_mode: ``published`` masks the gradient alone, so that masked weights decay (SalUn before 2026, RUM).
         purpose: of this training, as the loader's: no two of one seed share their dropout.
+        l1: weight of sum |theta|, over all parameters, batch norm and biases included, as the l1-sparse papers take it; may be
+            set anew between epochs.
+        l2: weight of ||theta - theta_0||^2, where theta_0 are the weights at the start.
     """
 
     def __init__(self, model: nn.Module, cfg: ScheduleConfig, *, lr: float, epochs: int, rt: Runtime, purpose: str,
-                 mask: Mask | None = None, mask_mode: str = "strict") -> None:
+                 mask: Mask | None = None, mask_mode: str = "strict", l1: float = 0.0, l2: float = 0.0) -> None:
         self.model, self.cfg, self.lr, self.epochs, self.rt, self.purpose = model, cfg, lr, epochs, rt, purpose
         self.at, self.passes = 0, 0  # the epoch that the schedule stands at; calls of epoch()
         self.params = list(model.parameters())
-        self.buffers = [torch.zeros_like(p) for p in self.params]
+        self.update = UPDATES[cfg.optimizer](self.params, cfg)
+        self.l1, self.l2 = l1, l2
+        self.anchor = [p.detach().clone() for p in self.params] if l2 else []
         self.strict = mask_mode == "strict"
         self.held: list[Tensor] | None = None  # of each parameter, where the mask holds it
         if mask is not None:
@@ -95,11 +96,12 @@ class Sgd:
             model.compile(mode=rt.cfg.compile)
 
     def hold(self, mask: Mask) -> None:
-        """Weights with False stay as they are too from here on, momentum gone."""
+        """Weights with False stay as they are too from here on, their moments gone."""
         named = [(name, torch.zeros_like(p, dtype=torch.bool)) for name, p in self.model.named_parameters()]
         more = [held.copy_(~mask[name]) if name in mask else held for name, held in named]
         self.held = more if self.held is None else [a | b for a, b in zip(self.held, more, strict=True)]
-        _clear(self.buffers, more)
+        for moments in self.update.moments:
+            clear(moments, more)
 
     def rate(self, progress: float) -> float:
         """The learning rate ``progress`` (0 to 1) through the epoch ``at``; warm-up and linear move within an epoch."""
@@ -115,7 +117,7 @@ class Sgd:
 
     def epoch(self, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], steps: int = 0,
               bn: str = "update") -> float:
-        """One pass: a step on ``loss(model, batch)`` per batch; the mean loss of the steps.
+        """One pass: a step on ``loss(model, batch)`` per batch; the mean loss of the steps, without the penalties.
 
         Args:
             steps: number of batches, where ``batches`` has no length of its own (warm-up needs it).
@@ -126,9 +128,9 @@ class Sgd:
         """
         steps = steps or len(batches)  # type: ignore[arg-type]
         self.model.train()
-        self.passes += 1
+        self.passes += 1  # dropout knows the global streams only: they are of this very pass, and as before after it
         total, count = torch.zeros((), device=self.rt.device), 0
-        with self._dropout(), normalising(self.model, bn):
+        with self.rt.seeded(f"dropout/{self.purpose}/{self.passes}"), normalising(self.model, bn):
             for count, batch in enumerate(batches, 1):
                 with self.rt.autocast():
                     value = loss(self.model, batch)
@@ -141,42 +143,36 @@ class Sgd:
                            f"({self.lr:g}) or the weights of the loss terms")
         return mean
 
-    def _dropout(self) -> contextlib.AbstractContextManager:
-        """Dropout knows the global streams only: give it a stream of this very pass, and the global ones back after."""
-        drops = any(isinstance(m, nn.Dropout) and m.p for m in self.model.modules())
-        return self.rt.seeded(f"dropout/{self.purpose}/{self.passes}") if drops else contextlib.nullcontext()
-
     @torch.no_grad()
     def _step(self, rate: float) -> None:
-        grads = [p.grad for p in self.params]
-        if self.held is not None and not self.strict:
-            _clear(grads, self.held)
-        torch._foreach_add_(grads, self.params, alpha=self.cfg.weight_decay)
-        if self.held is not None and self.strict:
-            _clear(grads, self.held)
-        torch._foreach_mul_(self.buffers, self.cfg.momentum)
-        torch._foreach_add_(self.buffers, grads)
-        torch._foreach_add_(self.params, self.buffers, alpha=-rate)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        if self.l1:
+            torch._foreach_add_(grads, torch._foreach_sign(self.params), alpha=self.l1)
+        if self.l2:
+            torch._foreach_add_(grads, torch._foreach_sub(self.params, self.anchor), alpha=2 * self.l2)
+        if not self.strict:
+            self._hold_back(grads)
+        self.update.step(grads, rate, self._hold_back if self.strict else leave)
         for p in self.params:
             p.grad = None
 
+    def _hold_back(self, values: list[Tensor]) -> None:
+        if self.held is not None:
+            clear(values, self.held)
+
     def state(self) -> dict[str, Any]:
-        return {"buffers": self.buffers, "model": self.model.state_dict(), "passes": self.passes}
+        return {"moments": self.update.moments, "count": self.update.count, "anchor": self.anchor,
+                "model": self.model.state_dict(), "passes": self.passes}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.passes = state["passes"]
-        for buffer, saved in zip(self.buffers, state["buffers"], strict=True):
-            buffer.copy_(saved)
+        self.passes, self.update.count = state["passes"], state["count"]
+        pairs = zip([*self.update.moments, self.anchor], [*state["moments"], state["anchor"]], strict=True)
+        for value, was in itertools.chain.from_iterable(zip(*pair, strict=True) for pair in pairs):
+            value.copy_(was)
 
 
-def _clear(values: list[Tensor], held: list[Tensor]) -> None:
-    """0 where it is held; a product with the mask would make NaN of the infinity of a run that diverges."""
-    for value, part in zip(values, held, strict=True):
-        value.masked_fill_(part, 0)
-
-
-def resumable(n: int, opt: Sgd, rt: Runtime, run: Run | None, keep: dict[str, Any] | None = None) -> Iterator[int]:
+def resumable(n: int, opt: Descent, rt: Runtime, run: Run | None, keep: dict[str, Any] | None = None) -> Iterator[int]:
     """The epochs still to do; the state goes to disk between them, so that a killed run goes on from there.
 
     Args:
@@ -222,10 +218,9 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
         logits = model(batch.x).float()
         if watch is not None:
             watch.after(batch, logits.detach())
-        value = F.cross_entropy(logits, batch.y)
-        return value + cfg.alpha * l1_norm(model) if cfg.alpha else value
+        return F.cross_entropy(logits, batch.y)
 
-    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose="train", mask=mask)
+    opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose="train", mask=mask, l1=cfg.alpha)
     for epoch in resumable(cfg.epochs, opt, rt, run, None if watch is None else watch.keep):
         if watch is not None:
             watch.begin(epoch, cfg.epochs)

@@ -27,7 +27,7 @@ from dataset import Data, Images, Splits
 from evaluation import mia, svc
 from evaluation.accuracy import EvaluationConfig, summarise
 from sources import SOURCES
-from trainer import ScheduleConfig, Sgd, cross_entropy, predict
+from trainer import Descent, ScheduleConfig, cross_entropy, predict
 from utils import Runtime, RuntimeConfig
 
 Side = Callable[[], object]
@@ -100,7 +100,7 @@ def bench_step(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[st
     data, (x, y, *_) = make_data(rt, 1422, 256, 128)  # five batches
     index = data.splits.train
     model, twin = make_model(rt, args.arch, True), make_model(rt, args.arch, False)
-    opt = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="benchmark")
+    opt = Descent(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="benchmark")
     other = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     batches, theirs = data.loader("train", rt, "benchmark"), plain.loader(x[index], y[index], train=True)
     found = interleaved(lambda: opt.epoch(batches, cross_entropy), lambda: plain.train_epoch(twin, theirs, other), args)
@@ -113,7 +113,7 @@ def bench_evaluation(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, d
     data, (x, y, x_test, y_test) = make_data(rt, 50 * size, 10 * size, 3 * size)
     s = data.splits
     model, twin = make_model(rt, args.arch, True), make_model(rt, args.arch, False)
-    opt = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="benchmark")
+    opt = Descent(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="benchmark")
     for _ in range(20):  # batch norm must have seen data: untrained statistics give logits no real model has
         opt.epoch(data.loader("forget", rt, "benchmark"), cross_entropy)
     twin.load_state_dict(model.state_dict())

@@ -25,7 +25,7 @@ from evaluation import tow
 from groups import ForgetConfig
 from models import ModelConfig
 from models.modes import NORMS
-from trainer import Diverged, Sgd, TrainConfig, cross_entropy, predict
+from trainer import Descent, Diverged, TrainConfig, cross_entropy, predict
 from unlearn import METHODS
 from utils import Runtime, RuntimeConfig, say
 
@@ -45,7 +45,7 @@ def trials(only: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def train(model: nn.Module, data: Data, part: str, purpose: str, cfg: TrainConfig, rt: Runtime) -> nn.Module:
-    opt = Sgd(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose)
+    opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose)
     for opt.at in range(cfg.epochs):
         opt.epoch(data.loader(part, rt, purpose), cross_entropy)
     return model

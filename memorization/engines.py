@@ -1,7 +1,7 @@
 """Three ways to train the models of a pool: one after another, K at once, and a process for each core or GPU.
 
 All three see the same models: a model's number alone decides its subset, its initialisation and its batches, and the
-stack is trained by the same ``Sgd`` on stacked tensors. What differs is rounding (tests state how much).
+stack is trained by the same ``Descent`` on stacked tensors. What differs is rounding (tests state how much).
 
 Which is fastest was measured on a CPU (``python -m benchmarks pool``): a process for each core, while stacking costs
 more than it saves (vmap makes grouped convolutions of them). On a GPU the launches of a small network's kernels cost more
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 import models
 from dataset import EVAL_BATCH, Batch, Data, Loader
 from models import ModelConfig
-from trainer import SCHEDULES, ScheduleConfig, Sgd, predict
+from trainer import SCHEDULES, Descent, ScheduleConfig, predict
 from utils import BadInput, CannotWrite, Runtime, hp, say
 from utils.signals import deaf_children
 
@@ -78,7 +78,7 @@ class Setup:
 
     def fit(self, model: nn.Module, batches: Any, loss: Callable[[nn.Module, Batch], Tensor], purpose: str) -> None:
         lr, epochs = self.recipe.pool_lr, self.recipe.pool_epochs
-        opt = Sgd(model, self.recipe, lr=lr, epochs=epochs, rt=self.rt, purpose=purpose)
+        opt = Descent(model, self.recipe, lr=lr, epochs=epochs, rt=self.rt, purpose=purpose)
         for opt.at in range(self.recipe.pool_epochs):
             opt.epoch(batches, loss)
 
@@ -346,7 +346,7 @@ def pace(setup: Setup, subset: np.ndarray, size: int = 1) -> float:
     singles = [trial.new(-1 - k) for k in range(size)]
     model, batches, loss = (singles[0], loaders[0], trial.loss) if size == 1 else (
         Stack(singles), Together(loaders), trial.stacked_loss)
-    opt = Sgd(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt, purpose="trial")
+    opt = Descent(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt, purpose="trial")
     opt.epoch([next(iter(batches))], loss)  # the first step chooses kernels
     trial.rt.drain()
     start = time.perf_counter()

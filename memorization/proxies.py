@@ -22,7 +22,7 @@ from dataset import EVAL_BATCH, Data, Loader
 from memorization.events import curvature
 from memorization.registry import Job, NoScoreConfig, score
 from sources.scores import read_scores
-from trainer import ScheduleConfig, Sgd, cross_entropy, predict, resumable
+from trainer import Descent, ScheduleConfig, cross_entropy, predict, resumable
 from utils import BadInput, Config, hp, run_of
 
 PATIENCE = 4  # epochs without a lower loss, after which held-out retraining stops
@@ -166,7 +166,7 @@ def fine_tune(job: Job, cfg: HeldOutConfig, model: nn.Module, mask: dict[str, Te
     shuffle = job.rt.generator(f"order/ho_ret/{cfg.held_out}", part.images.home) if cfg.held_out_mode == "exact" else None
     loader = Loader(part.images, part.index, part.labels, job.data.batch_size, shuffle)
     steady = ScheduleConfig(momentum=cfg.momentum, weight_decay=cfg.weight_decay, schedule="constant")
-    opt = Sgd(model, steady, lr=cfg.ft_lr, epochs=cfg.ft_epochs, rt=job.rt, purpose="ho_ret", mask=mask)
+    opt = Descent(model, steady, lr=cfg.ft_lr, epochs=cfg.ft_epochs, rt=job.rt, purpose="ho_ret", mask=mask)
     keep: dict[str, Any] = {"best": math.inf, "stale": 0}
     for epoch in resumable(cfg.ft_epochs, opt, job.rt, job.run, keep):
         loss = opt.epoch(loader, cross_entropy)

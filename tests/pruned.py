@@ -11,7 +11,7 @@ import torch
 from test_prune import counted
 
 import prune
-from trainer import Sgd
+from trainer import Descent
 from utils import Mask, Saved, find_runs
 
 NET = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64", "--seed", "1"]
@@ -53,14 +53,14 @@ def assert_sparse(folder: Path, count: int) -> dict[str, torch.Tensor]:
 
 def leaks(patch: pytest.MonkeyPatch, mask: Mask) -> list[int]:
     """How many of the pruned weights are not 0 after each pass of any training, whatever is written later."""
-    found, real = [], Sgd.epoch
+    found, real = [], Descent.epoch
 
-    def epoch(self: Sgd, *args: Any) -> float:
+    def epoch(self: Descent, *args: Any) -> float:
         loss, now = real(self, *args), dict(self.model.named_parameters())
         found.append(sum(int(now[name].detach()[~part].count_nonzero()) for name, part in mask.items()))
         return loss
 
-    patch.setattr(Sgd, "epoch", epoch)
+    patch.setattr(Descent, "epoch", epoch)
     return found
 
 

@@ -13,7 +13,7 @@ from conftest import equal, make_data, quiet_runtime, short_config, snapshot, ti
 from torch import nn
 
 from pruner.mask import both
-from trainer import Sgd
+from trainer import Descent
 from unlearn import METHODS, Task
 from unlearn.label import soft_threshold
 from utils import BadInput, Mask, find_runs
@@ -55,13 +55,13 @@ def test_prunes_reach_the_rate_by_equal_shares(epochs: int, rate: float, monkeyp
 
 def test_pruned_weights_have_no_momentum_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly 0 after every step of every epoch, under momentum and decay; the others keep their velocity."""
-    seen, real = [], Sgd._step
+    seen, real = [], Descent._step
 
-    def step(self: Sgd, rate: float) -> None:
+    def step(self: Descent, rate: float) -> None:
         real(self, rate)
-        seen.append((self.params[0] == 0, self.buffers[0].clone()))
+        seen.append((self.params[0] == 0, self.update.moments[0][0].clone()))
 
-    monkeypatch.setattr(Sgd, "_step", step)
+    monkeypatch.setattr(Descent, "_step", step)
     alternate(unlearn_epochs=6, rate=0.8, momentum=0.95, weight_decay=0.1)
     for zero, velocity in seen:
         assert not velocity[zero].any() and velocity[~zero].any()
@@ -176,7 +176,7 @@ def test_weights_return_to_their_anchor(mode: str, held: int, monkeypatch: pytes
 
     Where a mask holds weights, the share is of the others.
     """
-    counts, state, real = [], {}, Sgd._step
+    counts, state, real = [], {}, Descent._step
     rt, mask = quiet_runtime(), {"conv.weight": (torch.arange(108) >= held).view(4, 3, 3, 3)}
     model, data = tiny_net(rt), make_data(rt, batch_size=8)
     steps = []
@@ -185,13 +185,13 @@ def test_weights_return_to_their_anchor(mode: str, held: int, monkeypatch: pytes
         soft_threshold(*args)
         counts.append(near(model, state) - held)
 
-    def step(self: Sgd, rate: float) -> None:
+    def step(self: Descent, rate: float) -> None:
         if not steps or (mode == "published" and len(steps) % 7 == 0):
             state.update(snapshot(model))
         steps.append(rate)
         real(self, rate)
 
-    monkeypatch.setattr(Sgd, "_step", step)
+    monkeypatch.setattr(Descent, "_step", step)
     monkeypatch.setattr("unlearn.label.soft_threshold", threshold)
     cfg = short_config("RL_proximal", mask_ratio=0.8, rl_proximal_mode=mode)
     METHODS["RL_proximal"].apply(model, data, cfg, rt, None, mask)

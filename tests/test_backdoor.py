@@ -18,7 +18,7 @@ import sources
 from attack import backdoor
 from attack.backdoor import TriggerConfig
 from dataset import Data, DataConfig
-from trainer import Sgd, TrainConfig, cross_entropy
+from trainer import Descent, TrainConfig, cross_entropy
 from utils import BadInput
 
 SMALL = TriggerConfig(trigger_size=2, trigger_margin=1, trigger_value=7, class_to_replace=2, num_indexes_to_replace=9)
@@ -149,7 +149,7 @@ def test_a_model_that_ignores_the_trigger_has_no_success() -> None:
 def learn(data: Data, epochs: int) -> torch.nn.Module:
     rt = quiet_runtime(7)  # a stamp of half the image is like some class, and with this seed's model not like the target
     model = tiny_net(rt)
-    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=epochs, rt=rt, purpose="train")
+    opt = Descent(model, TrainConfig(), lr=0.1, epochs=epochs, rt=rt, purpose="train")
     for opt.at in range(epochs):
         opt.epoch(data.loader("train", rt, "train"), cross_entropy)
     return model

@@ -19,7 +19,7 @@ from attack import backdoor
 from attack.backdoor import PlantConfig
 from dataset import DataConfig
 from models import ModelConfig
-from trainer import Sgd
+from trainer import Descent
 from unlearn import METHODS
 from utils import Saved, find_runs, read_record
 
@@ -188,7 +188,7 @@ def test_a_cleanse_that_was_stopped_ends_as_if_never_stopped(planted: Path, tmp_
     words = ["--mask", planted / "dense", "--unlearn_epochs", 3, "--resume_every", 0]
     cleanse(tmp_path / "whole", "RL_proximal", *words)
     with pytest.MonkeyPatch.context() as patch:
-        shell.interrupt_step(patch, Sgd, 10)
+        shell.interrupt_step(patch, Descent, 10)
         with pytest.raises(KeyboardInterrupt):
             cleanse(tmp_path / "cut", "RL_proximal", *words)
     cleanse(tmp_path / "cut", "RL_proximal", *words)

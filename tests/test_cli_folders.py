@@ -27,7 +27,7 @@ def test_equal_settings_meet_the_same_folder_and_return_at_once(
     library: Path, original: Saved, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = shell.listing(library)
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    monkeypatch.setattr(trainer.Descent, "epoch", None)
     monkeypatch.setattr(accuracy, "predict", None)
     shell.train(library)
     # what cannot change the weights does not count

@@ -11,7 +11,7 @@ from torch import nn
 
 import trainer
 from dataset import Data
-from trainer import ScheduleConfig, Sgd, TrainConfig, cross_entropy
+from trainer import Descent, ScheduleConfig, TrainConfig, cross_entropy
 from utils import Run, RunConfig, Runtime
 
 
@@ -23,16 +23,16 @@ def dropping(rt: Runtime) -> nn.Module:
 
 def test_every_pass_has_masks_of_its_own(data: Data, rt: Runtime) -> None:
     """At rate 0, over the same batches, nothing else can tell the losses of the passes apart."""
-    opt = Sgd(dropping(rt), ScheduleConfig(), lr=0.0, epochs=4, rt=rt, purpose="train")
+    opt = Descent(dropping(rt), ScheduleConfig(), lr=0.0, epochs=4, rt=rt, purpose="train")
     losses = [opt.epoch(data.loader("retain"), cross_entropy) for _ in range(4)]
     assert len(set(losses)) == 4
 
 
 def finished(folder: Path, stop: int = 0) -> dict[str, torch.Tensor]:
     """The weights after four epochs, with a state after each; ``stop``: end before this step (from 1) as Ctrl-C does."""
-    rt, cfg, steps, real = quiet_runtime(), TrainConfig(epochs=4, lr=0.05), [], Sgd._step
+    rt, cfg, steps, real = quiet_runtime(), TrainConfig(epochs=4, lr=0.05), [], Descent._step
 
-    def step(self: Sgd, rate: float) -> None:
+    def step(self: Descent, rate: float) -> None:
         steps.append(rate)
         if len(steps) == stop:
             raise KeyboardInterrupt
@@ -41,7 +41,7 @@ def finished(folder: Path, stop: int = 0) -> dict[str, torch.Tensor]:
     model, data = dropping(rt), make_data(rt)
     with pytest.MonkeyPatch.context() as patch, \
             Run(RunConfig(save_dir=str(folder), resume_every=0), "train", "toy", {"cfg": cfg}) as run:
-        patch.setattr(Sgd, "_step", step)
+        patch.setattr(Descent, "_step", step)
         trainer.train(model, data.loader("train", rt, "train"), cfg, rt, run)
     return snapshot(model)
 

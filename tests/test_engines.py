@@ -75,7 +75,7 @@ def test_recipes_default_is_the_papers() -> None:
     cfg = PoolConfig.named("paper")
     assert cfg == PoolConfig() and (cfg.pool_epochs, cfg.pool_batch, cfg.models, cfg.fraction) == (30, 512, 400, 0.7)
     setup = make_setup(torch.float32)
-    opt = engines.Sgd(setup.new(0), cfg, lr=cfg.pool_lr, epochs=cfg.pool_epochs, rt=setup.rt, purpose="train")
+    opt = engines.Descent(setup.new(0), cfg, lr=cfg.pool_lr, epochs=cfg.pool_epochs, rt=setup.rt, purpose="train")
     rates = []
     for opt.at in range(30):
         rates.append(opt.rate(1))
@@ -90,7 +90,7 @@ def test_fast_recipe_is_eight_epochs_under_a_triangle() -> None:
     assert dataclasses.replace(fast, **{name: getattr(PoolConfig(), name) for name in own}) == PoolConfig(
         recipe="fast", models=10)
     setup, rates = make_setup(torch.float32), []
-    opt = engines.Sgd(setup.new(0), fast, lr=fast.pool_lr, epochs=fast.pool_epochs, rt=setup.rt, purpose="pool/0")
+    opt = engines.Descent(setup.new(0), fast, lr=fast.pool_lr, epochs=fast.pool_epochs, rt=setup.rt, purpose="pool/0")
     for opt.at in range(8):
         rates.append(opt.rate(1))
     assert rates == pytest.approx([0.05, 0.1, *(0.1 * left / 6 for left in (5, 4, 3, 2, 1, 0))])

@@ -487,7 +487,7 @@ def test_other_failures_keep_their_traceback_and_are_in_the_record(room: Room, m
 
     words, save_dir = "{ON_RUN} {SOME}".format_map(room).split(), Path(room["tmp"]) / "new"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(trainer.Sgd, "_step", fail)
+        patch.setattr(trainer.Descent, "_step", fail)
         shell.call("main_forget.py", *words, save_dir=save_dir)
     (path,) = save_dir.glob("forget/*/record.json")
     assert json.loads(path.read_text())["status"] == "failed: ZeroDivisionError: a fault of ours"

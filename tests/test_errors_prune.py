@@ -92,7 +92,7 @@ def test_bad_input_ends_in_one_line_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage, line, words = CASES[wrong]
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    monkeypatch.setattr(trainer.Descent, "epoch", None)
     before = shell.listing(tmp_path, sparse)
     program = {"imp": "main_imp.py", "synflow": "main_synflow.py", "forget": "main_forget.py"}[stage]
     said = refused(program, line.format_map(room).split(), tmp_path / "new" / "runs", capsys)
@@ -145,6 +145,6 @@ def test_a_layer_that_pruning_empties_is_named_and_the_dense_round_kept(tmp_path
     assert "leaves no weight in" in said and ".weight" in said and "layerwise_conv" in said and str(dense.folder) in said
     assert {path.name for path in tmp_path.iterdir()} == {"round"}
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         shell.call("main_imp.py", *words, "--sparsity", "0.9", save_dir=tmp_path)
     assert len(taken) == STEPS and len(rounds(tmp_path)) == 2

@@ -27,7 +27,7 @@ import unlearn.label
 from dataset import Batch, DataConfig, Images
 from evaluation import accuracy, tow
 from evaluation.accuracy import METRICS, EvaluationConfig
-from trainer import Sgd, cross_entropy
+from trainer import Descent, cross_entropy
 from utils import Run, RunConfig, Runtime, Saved, find_runs
 
 TWO_DIGITS = 288  # training images of digits 0 and 1, validation included
@@ -121,7 +121,7 @@ def test_imagenet_stem_trains_on_the_same_batches(tmp_path: Path) -> None:
     data = dataset.load(args.data, rt)
     model = models.new(args.model, data, rt, "train")
     assert model.conv1.kernel_size == (7, 7)
-    opt = Sgd(model, args.cfg, lr=0.01, epochs=1, rt=rt, purpose="train")
+    opt = Descent(model, args.cfg, lr=0.01, epochs=1, rt=rt, purpose="train")
     assert math.isfinite(opt.epoch(data.loader("train", rt, "train"), cross_entropy))
 
 
@@ -141,13 +141,13 @@ class Chain:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     root, reads, stepping = tmp_path_factory.mktemp("chain"), {}, []
-    real_batch, real_epoch = Images.batch, Sgd.epoch
+    real_batch, real_epoch = Images.batch, Descent.epoch
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
         rows.append((bool(stepping), augment is not None, len(self.y) == TWO_DIGITS, index.tolist()))
         return real_batch(self, index, augment)
 
-    def epoch(self: Sgd, *args: Any, **more: Any) -> float:
+    def epoch(self: Descent, *args: Any, **more: Any) -> float:
         stepping.append(True)
         try:
             return real_epoch(self, *args, **more)
@@ -157,7 +157,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     words = ["--checkpoint", root, "--seed", 4, "--num_indexes_to_replace", 30]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Images, "batch", batch)
-        patch.setattr(Sgd, "epoch", epoch)
+        patch.setattr(Descent, "epoch", epoch)
         rows = reads["train"] = []
         original = shell.train(root, 1, "--classes", "0,1", "--aug")
         rows = reads["mask"] = []

@@ -76,8 +76,8 @@ def test_pool_grows_and_the_largest_is_taken(made: Path, tmp_path: Path, capsys:
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """More models later train the new ones alone, in the same pool; the forget set goes by the larger."""
     trained = []
-    real = trainer.Sgd.__init__
-    monkeypatch.setattr(trainer.Sgd, "__init__", lambda self, *a, **k: (trained.append(1), real(self, *a, **k))[1])
+    real = trainer.Descent.__init__
+    monkeypatch.setattr(trainer.Descent, "__init__", lambda self, *a, **k: (trained.append(1), real(self, *a, **k))[1])
     pool(tmp_path, 4)
     before = len(trained)
     pool(tmp_path, 6)
@@ -134,7 +134,7 @@ def test_pool_that_cannot_be_scored_is_not_trained(words: list[object], said: st
 
 def test_file_to_compare_with_is_read_before_the_work(made: Path, capsys: pytest.CaptureFixture[str],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    monkeypatch.setattr(trainer.Descent, "epoch", None)
     with pytest.raises(SystemExit):
         shell.call("main_memorization.py", "--score", "ho_ret", "--ft_epochs", 2, "--seed", 1, "--scores", "no.npz",
                    save_dir=made)

@@ -20,7 +20,7 @@ import main_train
 import models
 import trainer
 from dataset import Data, Images
-from trainer import Diverged, ScheduleConfig, Sgd
+from trainer import Descent, Diverged, ScheduleConfig
 from unlearn import METHODS, Task
 from utils import BadInput, Config, Mask, Runtime
 
@@ -120,13 +120,13 @@ def test_masked_weights_stay_when_all_others_become_infinite(name: str, lr: floa
 @pytest.mark.parametrize("name", TRAINED)
 def test_published_masks_let_masked_weights_decay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """v <- momentum v + decay w, w <- w - rate v at every step; nothing else reaches a masked weight (within 1e-6)."""
-    rates, real = [], Sgd._step
+    rates, real = [], Descent._step
 
-    def step(self: Sgd, rate: float) -> None:
+    def step(self: Descent, rate: float) -> None:
         rates.append(rate)
         real(self, rate)
 
-    monkeypatch.setattr(Sgd, "_step", step)
+    monkeypatch.setattr(Descent, "_step", step)
     mask = half_masks()
     model, before = apply(name, mask=mask, mode="published", momentum=0.9, weight_decay=0.1, schedule="step",
                           decreasing_lr=(1,))
@@ -277,9 +277,9 @@ def test_salun_with_a_mask_is_not_random_label() -> None:
 @pytest.mark.parametrize("rewind", [False, True])
 def test_teacher_stays(rewind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit-identical to the original, in eval mode, in no optimiser; and it is the student that moves."""
-    teachers, optimisers, copy, sgd = [], [], Task.frozen_copy, Task.sgd
+    teachers, optimisers, copy, sgd = [], [], Task.frozen_copy, Task.descent
     monkeypatch.setattr(Task, "frozen_copy", lambda task: teachers.append(copy(task)) or teachers[-1])
-    monkeypatch.setattr(Task, "sgd", lambda task, cfg: optimisers.append(sgd(task, cfg)) or optimisers[-1])
+    monkeypatch.setattr(Task, "descent", lambda task, cfg: optimisers.append(sgd(task, cfg)) or optimisers[-1])
     model, before = apply("SCRUB", rewind=rewind)
     (teacher,), (optimiser,) = teachers, optimisers
     assert equal(snapshot(teacher), before) and not equal(snapshot(model), before)

@@ -110,7 +110,7 @@ def test_ascent_by_running_statistics_climbs_the_loss_that_is_evaluated(rt: Runt
     The gradient under ``eval`` is that of the evaluated loss; under ``batch`` it is another one, below a cosine of 0.9.
     """
     data, model = make_data(rt, count=300, forget=40), tiny_net(rt)
-    opt = trainer.Sgd(model, trainer.ScheduleConfig(), lr=0.1, epochs=20, rt=rt, purpose="train")
+    opt = trainer.Descent(model, trainer.ScheduleConfig(), lr=0.1, epochs=20, rt=rt, purpose="train")
     for _ in range(20):
         opt.epoch(data.loader("train", rt, "train"), trainer.cross_entropy)
     one = torch.from_numpy(data.index("train"))

@@ -25,7 +25,7 @@ from memorization.proxies import CurvatureConfig, HeldOutConfig, fine_tune, spea
 from memorization.registry import SCORES, Job
 from models import ModelConfig, Original
 from sources import scores as score_files
-from trainer import Sgd, TrainConfig, train
+from trainer import Descent, TrainConfig, train
 from utils import BadInput, Run, RunConfig
 
 
@@ -146,14 +146,14 @@ def test_held_out_retraining_is_the_plain_loop(held_out: str, tmp_path: Path) ->
 
 
 def losses(patch: pytest.MonkeyPatch, values: Callable[[int], float]) -> list[list[int]]:
-    """Sgd.epoch that trains nothing: it notes the order of its images and answers the next loss."""
+    """Descent.epoch that trains nothing: it notes the order of its images and answers the next loss."""
     seen: list[list[int]] = []
 
-    def epoch(self: Sgd, batches: Any, loss: Any) -> float:
+    def epoch(self: Descent, batches: Any, loss: Any) -> float:
         seen.append([i for batch in batches for i in batch.index.tolist()])
         return values(len(seen) - 1)
 
-    patch.setattr(Sgd, "epoch", epoch)
+    patch.setattr(Descent, "epoch", epoch)
     return seen
 
 
@@ -182,17 +182,17 @@ def test_held_out_images_come_shuffled_or_in_order(job: Job, monkeypatch: pytest
 
 def test_killed_fine_tuning_goes_on(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in its fourth epoch: the same scores, and the count of epochs without a lower loss goes on too."""
-    cfg, real, stale = HeldOutConfig(ft_epochs=30, ft_lr=0.05), Sgd.epoch, []
+    cfg, real, stale = HeldOutConfig(ft_epochs=30, ft_lr=0.05), Descent.epoch, []
     where = RunConfig(save_dir=str(tmp_path / "scores"), resume_every=0)
 
-    def epoch(self: Sgd, batches: Any, loss: Any) -> float:
+    def epoch(self: Descent, batches: Any, loss: Any) -> float:
         stale.append(self.at)
         if len(stale) == kill:
             raise KeyboardInterrupt
         real(self, batches, loss)
         return 1.0 if self.at else 2.0
 
-    monkeypatch.setattr(Sgd, "epoch", epoch)
+    monkeypatch.setattr(Descent, "epoch", epoch)
     kill = 0
     expected = SCORES["ho_ret"].apply(make_job(tmp_path, make_data(quiet_runtime())), cfg)["ho_ret"]
     assert stale == [0, 1, 2, 3, 4, 5]

@@ -19,7 +19,7 @@ from models.resnet import BasicBlock, Projection, ResNet
 from pruner import magnitude, synflow
 from pruner.mask import both, top
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
-from trainer import Sgd, TrainConfig, cross_entropy
+from trainer import Descent, TrainConfig, cross_entropy
 from unlearn import METHODS
 from utils import BadInput, Mask
 
@@ -423,7 +423,7 @@ def test_training_leaves_pruned_weights_at_plus_zero() -> None:
     rt = quiet_runtime()
     model, mask = pruned_tiny()
     before = snapshot(model)
-    opt = Sgd(model, TrainConfig(weight_decay=0.1, momentum=0.9), lr=0.1, epochs=3, rt=rt, purpose="train", mask=mask)
+    opt = Descent(model, TrainConfig(weight_decay=0.1, momentum=0.9), lr=0.1, epochs=3, rt=rt, purpose="train", mask=mask)
     for opt.at in range(3):
         opt.epoch(make_data(rt).loader("train", rt, "train"), cross_entropy)
     assert_plus_zero(model, mask)

@@ -68,7 +68,7 @@ def test_kept_weights_are_the_largest_of_the_trained_ones(sparse: Path) -> None:
 def test_rounds_are_a_recipe_on_the_screen(sparse: Path, capsys: pytest.CaptureFixture[str],
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command again says what is done and trains nothing; the table has a line a layer."""
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    monkeypatch.setattr(trainer.Descent, "epoch", None)
     before = shell.listing(sparse)
     shell.call("main_imp.py", *IMP, save_dir=sparse)
     said = capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_more_rounds_reuse_the_finished_ones(sparse: Path, tmp_path: Path) -> No
     shutil.copytree(sparse, root)
     for words, prunes in ((["--rate", "0.2", "--pruning_times", "4"], 0.8**3), (["--sparsity", "0.9"], 0.1)):
         with pytest.MonkeyPatch.context() as patch:
-            taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+            taken = shell.interrupt_step(patch, trainer.Descent, 0)
             shell.call("main_imp.py", *SHORT, "--rewind_epoch", "1", *words, save_dir=root)
         assert len(taken) == 2 * STEPS
         run = shell.only(root, "imp", sparsity=round(1 - prunes, 12))
@@ -95,7 +95,7 @@ def test_more_rounds_reuse_the_finished_ones(sparse: Path, tmp_path: Path) -> No
         assert run.record["seconds"]["train"] == pytest.approx(sum(spent))  # also of those that were done before
     # the dense model of the same sweep needs no training any more
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         shell.call("main_imp.py", *SHORT, "--rewind_epoch", "1", "--sparsity", "0", save_dir=root)
     assert not taken and "mask" not in content(shell.only(root, "imp", sparsity=0.0).folder)
 
@@ -105,7 +105,7 @@ def test_rounds_that_rewind_elsewhere_train_a_dense_model_of_their_own(sparse: P
     root = tmp_path / "more"
     shutil.copytree(sparse, root)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, 1)
+        shell.interrupt_step(patch, trainer.Descent, 1)
         shell.call("main_imp.py", *SHORT, "--rewind_epoch", "2", "--rate", "0.2", save_dir=root)
     assert len(list((root / "round").glob("*-round0-*"))) == 2 and len(rounds(root)) == 3
 
@@ -121,7 +121,7 @@ def test_rounds_after_another_dense_model_are_trained_anew(sparse: Path, tmp_pat
     torch.save(whole, dense / "model.pt")
     change(dense)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, 1)
+        shell.interrupt_step(patch, trainer.Descent, 1)
         shell.call("main_imp.py", *IMP, save_dir=root)
     assert len(list((root / "round").glob("*-round1-*"))) == 2
 
@@ -157,7 +157,7 @@ def test_rewind_weights_are_those_after_so_many_epochs(tmp_path: Path) -> None:
     """rewind.pt equals a training that is stopped there, under the whole training's schedule."""
     shell.call("main_imp.py", *SHORT, "--rewind_epoch", "2", "--sparsity", "0", "--schedule", "cosine", save_dir=tmp_path / "a")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, 2 * STEPS + 1)
+        shell.interrupt_step(patch, trainer.Descent, 2 * STEPS + 1)
         shell.call("main_train.py", *SHORT, "--protocol", "sparse", "--schedule", "cosine", "--resume_every", 0,
                    save_dir=tmp_path / "b")
     (state,) = (tmp_path / "b").rglob("state.pt")
@@ -194,7 +194,7 @@ def test_weights_can_be_rewound_to_a_file(sparse: Path, tmp_path: Path, monkeypa
     run = shell.only(tmp_path, "imp")
     assert run.record["pruning"]["file"]
     shutil.move("epoch_1_rewind_weight.pt", "renamed.pt")  # what is in it counts, not its name
-    monkeypatch.setattr(trainer.Sgd, "epoch", None)
+    monkeypatch.setattr(trainer.Descent, "epoch", None)
     shell.call("main_imp.py", *SHORT, "--rewind_pth", "renamed.pt", "--sparsity", "0.7", save_dir=tmp_path)
     assert shell.only(tmp_path, "imp").folder == run.folder
 
@@ -229,10 +229,10 @@ def test_runs_stopped_in_any_round_end_as_if_never_stopped(job: str, sparse: Pat
     for epochs in (3,) if job == "synflow" else (3, 2, 2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             # what is left begins within this training: stop in a later epoch of it
-            shell.interrupt_step(patch, trainer.Sgd, draw.randint(STEPS + 1, epochs * STEPS))
+            shell.interrupt_step(patch, trainer.Descent, draw.randint(STEPS + 1, epochs * STEPS))
             shell.call(stage, *words, "--resume_every", 0, save_dir=tmp_path / "cut")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            shell.interrupt_step(patch, trainer.Sgd, 1)
+            shell.interrupt_step(patch, trainer.Descent, 1)
             shell.call(stage, *words, "--resume_every", 0, save_dir=tmp_path / "cut")
         if job != "synflow":
             finish_round(stage, words, tmp_path / "cut")
@@ -251,14 +251,14 @@ def finish_round(stage: str, words: list[str], save_dir: Path) -> None:
     """Go on until the training that was stopped is done, and stop before the next one's first step."""
     done = len(rounds(save_dir))
     with pytest.MonkeyPatch.context() as patch:
-        real = trainer.Sgd._step
+        real = trainer.Descent._step
 
         def step(self: Any, rate: float) -> None:
             if len(rounds(save_dir)) > done:
                 raise KeyboardInterrupt
             real(self, rate)
 
-        patch.setattr(trainer.Sgd, "_step", step)
+        patch.setattr(trainer.Descent, "_step", step)
         try:
             shell.call(stage, *words, "--resume_every", 0, save_dir=save_dir)
         except KeyboardInterrupt:
@@ -268,7 +268,7 @@ def finish_round(stage: str, words: list[str], save_dir: Path) -> None:
 def test_resumed_synflow_keeps_the_mask_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*SHORT, "--rate", "0.9", "--synflow_rounds", "5", "--resume_every", 0]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, STEPS + 1)
+        shell.interrupt_step(patch, trainer.Descent, STEPS + 1)
         shell.call("main_synflow.py", *words, save_dir=tmp_path)
     (file,) = tmp_path.rglob("mask.pt")
     begun = torch.load(file, weights_only=True)["mask"]

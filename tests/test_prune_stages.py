@@ -113,7 +113,7 @@ def test_retrain_can_find_its_own_mask_on_the_retain_set(sparse: Path, tmp_path:
         assert len(seen) == 3 and all(np.array_equal(one["index"].numpy(), splits["retain"]) for one in seen)
     assert [one["first"] for one in seen] == [0, 1, 1]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):  # another forget set shares none of them
-        shell.interrupt_step(patch, trainer.Sgd, 1)
+        shell.interrupt_step(patch, trainer.Descent, 1)
         shell.forget(Saved(sparse, {}), tmp_path, "retrain", "--num_indexes_to_replace", 21, "--own_pruning",
                      "--unlearn_epochs", "3")
     parts = [read_record(Path(row["run"])).record for row in run.record["rounds"]]

@@ -87,14 +87,14 @@ def watch(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_killed_stream_goes_on(moment: str, scored: tuple[Saved, Path], tmp_path: Path) -> None:
     file, _ = write_requests(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         whole = stream(scored, tmp_path / "whole", file)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if moment == "between requests":
             kill_after = rum.Chain.close
             patch.setattr(rum.Chain, "close", lambda *args: [kill_after(*args), stop()])
         else:
-            shell.interrupt_step(patch, trainer.Sgd, len(taken) * 4 // 6 + 2)
+            shell.interrupt_step(patch, trainer.Descent, len(taken) * 4 // 6 + 2)
         stream(scored, tmp_path / "cut", file)
     (first,) = find_runs(tmp_path / "cut", ("rum",))
     before = shell.listing(first.folder)

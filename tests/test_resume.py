@@ -89,12 +89,12 @@ def test_a_run_stopped_at_random_steps_ends_as_if_never_stopped(job: str, librar
     """Three stops, each at a random step of what is left, as far as that comes."""
     stage, words = command(job, library)
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         whole = run_whole(stage, words, tmp_path / "whole")
     draw, stops = random.Random(zlib.crc32(job.encode())), 0
     for _ in range(3):
         with pytest.MonkeyPatch.context() as patch:
-            shell.interrupt_step(patch, trainer.Sgd, draw.randint(1, max(2, 2 * len(taken) // 3)))
+            shell.interrupt_step(patch, trainer.Descent, draw.randint(1, max(2, 2 * len(taken) // 3)))
             try:
                 shell.call(stage, *words, save_dir=tmp_path / "cut")
             except KeyboardInterrupt:
@@ -109,15 +109,15 @@ def test_resuming_does_not_start_anew(library: Path, tmp_path: Path) -> None:
     """Stopped in the last epoch, a run has only that epoch to do."""
     stage, words = command("NG", library)
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         run_whole(stage, words, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, len(taken))
+        shell.interrupt_step(patch, trainer.Descent, len(taken))
         shell.call(stage, *words, save_dir=tmp_path / "cut")
     (folder,) = (tmp_path / "cut" / "forget").iterdir()
     spent = torch.load(folder / "state.pt", weights_only=True)["seconds"]["unlearn"]
     with pytest.MonkeyPatch.context() as patch:
-        left = shell.interrupt_step(patch, trainer.Sgd, 0)
+        left = shell.interrupt_step(patch, trainer.Descent, 0)
         run = run_whole(stage, words, tmp_path / "cut")
     assert len(left) == len(taken) // EPOCHS
     assert run.record["seconds"]["unlearn"] > spent > 0
@@ -132,10 +132,10 @@ def test_rewinding_reaches_epochs_from_before_the_stop(
     monkeypatch.setattr(Task, "error", lambda task, part, shares=None: 0.0 if part == "val" else float(next(calls)))
     stage, words = command("SCRUB and rewind", library)
     with pytest.MonkeyPatch.context() as patch:
-        taken = shell.interrupt_step(patch, trainer.Sgd, 0)
+        taken = shell.interrupt_step(patch, trainer.Descent, 0)
         whole = run_whole(stage, words, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        shell.interrupt_step(patch, trainer.Sgd, len(taken))
+        shell.interrupt_step(patch, trainer.Descent, len(taken))
         shell.call(stage, *words, save_dir=tmp_path / "cut")
     assert_same(run_whole(stage, words, tmp_path / "cut"), whole)
     assert json.loads((whole.folder / "log.jsonl").read_text().splitlines()[-1])["rewound_to"] == 0

@@ -196,7 +196,8 @@ def test_a_killed_plan_goes_on_at_its_step(moment: str, scored: tuple[Saved, Pat
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if moment.startswith("in"):
             # the last one in the second of two epochs
-            shell.interrupt_step(patch, trainer.Sgd, {"in step 1": 3, "in step 2": each + 3, "in step 3": 3 * each + 3}[moment])
+            at = {"in step 1": 3, "in step 2": each + 3, "in step 3": 3 * each + 3}[moment]
+            shell.interrupt_step(patch, trainer.Descent, at)
         else:
             kill_at_step(patch, moment.removeprefix("after "))
         forget(scored, tmp_path, "--plan", PLAN)

@@ -25,7 +25,7 @@ from pretended import table_of
 
 import utils.files
 import utils.folders
-from trainer import Sgd, TrainConfig, resumable
+from trainer import Descent, TrainConfig, resumable
 from utils import BadInput, CannotWrite, Run, RunConfig, find_runs, read_record, survey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,7 +219,7 @@ def test_bad_input_in_a_folder_with_files_of_the_user_keeps_them(tmp_path: Path)
 def numbers(run: Run, root: Path) -> list[int]:
     """The epochs that a small training of a run has to do."""
     rt = quiet_runtime()
-    opt = Sgd(torch.nn.Linear(2, 2), TrainConfig(epochs=3), lr=0.1, epochs=3, rt=rt, purpose="train")
+    opt = Descent(torch.nn.Linear(2, 2), TrainConfig(epochs=3), lr=0.1, epochs=3, rt=rt, purpose="train")
     return list(resumable(3, opt, rt, run))
 
 
@@ -240,7 +240,8 @@ def states() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "epoch of a text", changed(epoch="one")
     yield "no optimiser", changed(opt={})
     yield "no streams", changed(streams=None)
-    yield "other weights", changed(opt={"buffers": [torch.zeros(3, 2), torch.zeros(2)], "passes": 1, "model": {}})
+    yield "other weights", changed(opt={
+        "moments": [[torch.zeros(3, 2), torch.zeros(2)]], "count": 0, "anchor": [], "passes": 1, "model": {}})
 
 
 @pytest.mark.parametrize(("how", "spoil"), list(states()), ids=[how for how, _ in states()])
@@ -249,7 +250,7 @@ def test_a_state_that_cannot_be_used_is_told_and_the_run_starts_anew(
 ) -> None:
     with pytest.raises(KeyboardInterrupt), toy(tmp_path) as run:
         rt = quiet_runtime()
-        opt = Sgd(torch.nn.Linear(2, 2), TrainConfig(epochs=3), lr=0.1, epochs=3, rt=rt, purpose="train")
+        opt = Descent(torch.nn.Linear(2, 2), TrainConfig(epochs=3), lr=0.1, epochs=3, rt=rt, purpose="train")
         for epoch in resumable(3, opt, rt, run):
             run.log(epoch=epoch)
             if epoch:

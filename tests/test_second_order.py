@@ -16,7 +16,7 @@ import dataset
 import models
 from dataset import Data, Images
 from groups import ForgetConfig
-from trainer import Sgd, TrainConfig, cross_entropy, predict
+from trainer import Descent, TrainConfig, cross_entropy, predict
 from unlearn import METHODS, Task
 from utils import Run, RunConfig, Runtime
 
@@ -123,7 +123,7 @@ def trained() -> tuple[nn.Module, dict[str, Data]]:
     requests = {name: dataset.load(cfg, rt, forget) for name, forget in asked.items()}
     data = requests["random"]
     model = models.new(models.ModelConfig(arch="resnet8s"), data, rt, "train")
-    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=10, rt=rt, purpose="train")
+    opt = Descent(model, TrainConfig(), lr=0.1, epochs=10, rt=rt, purpose="train")
     for opt.at in range(10):
         opt.epoch(data.loader("train", rt, "train"), cross_entropy)
     return model, requests

@@ -18,7 +18,7 @@ from dataset import Data
 from evaluation import tow
 from memorization import SCORES
 from stages import ParentConfig
-from trainer import Sgd, TrainConfig, cross_entropy
+from trainer import Descent, TrainConfig, cross_entropy
 from unlearn import METHODS, Task
 from unlearn.plan import PlanConfig
 from utils import Config, Run, RunConfig, Runtime
@@ -122,7 +122,7 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
 def test_warm_up_of_a_method_ends_at_its_own_rate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pass of every method warms up, to --unlearn_lr and never above."""
     rates: list[tuple[int, float]] = []
-    monkeypatch.setattr(Sgd, "_step", lambda self, rate: rates.append((self.at, rate)))
+    monkeypatch.setattr(Descent, "_step", lambda self, rate: rates.append((self.at, rate)))
     rt = quiet_runtime()
     cfg = short_config(name, unlearn_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant")
     METHODS[name].apply(tiny_net(rt), make_data(rt, batch_size=8), cfg, rt)
@@ -136,7 +136,7 @@ def learned() -> tuple[TinyNet, Data, Runtime]:
     """A TinyNet that has learned the toy data."""
     rt = quiet_runtime()
     data, model = make_data(rt, count=400, forget=40, batch_size=64), tiny_net(rt)
-    opt = Sgd(model, TrainConfig(), lr=0.1, epochs=15, rt=rt, purpose="train")
+    opt = Descent(model, TrainConfig(), lr=0.1, epochs=15, rt=rt, purpose="train")
     for opt.at in range(15):
         opt.epoch(data.loader("train", rt, "train"), cross_entropy)
     return model, data, rt

@@ -17,15 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from dataset import Data, Loader, forever
-from trainer import ScheduleConfig, Sgd, TrainConfig, cross_entropy, l1_norm, predict
+from trainer import Descent, ScheduleConfig, TrainConfig, cross_entropy, predict
 from unlearn import METHODS
 from utils import BadInput, Run, RunConfig, Runtime
 
 Rates = list[float]
 
 
-def sgd(model: nn.Module, rt: Runtime, lr: float = 0.1, epochs: int = 5, **cfg: Any) -> Sgd:
-    return Sgd(model, ScheduleConfig(**cfg), lr=lr, epochs=epochs, rt=rt, purpose="train")
+def sgd(model: nn.Module, rt: Runtime, lr: float = 0.1, epochs: int = 5, **cfg: Any) -> Descent:
+    return Descent(model, ScheduleConfig(**cfg), lr=lr, epochs=epochs, rt=rt, purpose="train")
 
 
 # ----------------------------------------------------------------------------------------------------------------- SGD
@@ -78,17 +78,11 @@ def test_original_training_is_the_plain_loop(rt: Runtime, tmp_path: Path) -> Non
     assert [row["lr"] for row in rows] == pytest.approx(rates) and [row["epoch"] for row in rows] == [0, 1, 2, 3]
 
 
-def test_l1_norm_is_over_all_parameters(model: TinyNet) -> None:
-    """Batch norm and biases are in it, its running statistics are not."""
-    expected = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
-    assert len(list(model.parameters())) == 5 and float(l1_norm(model).detach()) == pytest.approx(expected, rel=1e-6)
-
-
 def test_mask_without_an_entry_leaves_the_parameter_free(model: TinyNet, data: Data, rt: Runtime) -> None:
     """A pruned model's mask names its convolutions alone."""
     before = snapshot(model)
     mask = {"conv.weight": torch.zeros(4, 3, 3, 3).bool()}
-    opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=1, rt=rt, purpose="train", mask=mask)
+    opt = Descent(model, ScheduleConfig(), lr=0.1, epochs=1, rt=rt, purpose="train", mask=mask)
     opt.epoch(data.loader("retain", rt, "test"), cross_entropy)
     assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == ["conv.weight"]
 
@@ -127,7 +121,7 @@ def test_warm_up_is_linear_and_never_above_the_rate(schedule: str, warmup: int, 
                                                     rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch by batch from near 0 to the set rate in equal steps over the epochs there are; then the schedule."""
     rates: Rates = []
-    monkeypatch.setattr(Sgd, "_step", lambda self, rate: rates.append(rate))
+    monkeypatch.setattr(Descent, "_step", lambda self, rate: rates.append(rate))
     opt = sgd(model, rt, lr=0.2, epochs=epochs, warmup=warmup, schedule=schedule, decreasing_lr=(6,))
     for opt.at in range(epochs):
         pairs = zip(range(5), range(9), strict=False)  # no length of its own
@@ -218,8 +212,8 @@ def test_one_synchronisation_per_pass(name: str, monkeypatch: pytest.MonkeyPatch
 
     FT_prune_bi ranks its weights before every other epoch: one more epoch, so that it prunes as often.
     """
-    passes, real, more = [], Sgd.epoch, 1 if name == "FT_prune_bi" else 2
-    monkeypatch.setattr(Sgd, "epoch", lambda *args, **more: passes.append(args) or real(*args, **more))
+    passes, real, more = [], Descent.epoch, 1 if name == "FT_prune_bi" else 2
+    monkeypatch.setattr(Descent, "epoch", lambda *args, **more: passes.append(args) or real(*args, **more))
     counts = {}
     for epochs in (1, 1 + more):
         passes.clear()
@@ -243,9 +237,9 @@ class Killed(BaseException):
 def one_try(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
             kill_at: int | None = None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], int]:
     """State and log rows of a run from its own fresh objects, and its steps; killed before step ``kill_at``."""
-    steps, real = [], Sgd._step
+    steps, real = [], Descent._step
 
-    def step(self: Sgd, rate: float) -> None:
+    def step(self: Descent, rate: float) -> None:
         if len(steps) == kill_at:
             raise Killed
         steps.append(rate)
@@ -255,7 +249,7 @@ def one_try(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
     data, model = make_data(rt, batch_size=16, aug=True), tiny_net(rt)
     run_cfg = RunConfig(save_dir=str(folder), resume_every=0)
     with monkeypatch.context() as patch:
-        patch.setattr(Sgd, "_step", step)
+        patch.setattr(Descent, "_step", step)
         if name == "train":
             cfg = TrainConfig(epochs=4, lr=0.05)
             with Run(run_cfg, "train", "toy", {"cfg": cfg}) as run:
@@ -334,7 +328,7 @@ def test_dropout_follows_the_seed_and_leaves_the_global_stream(data: Data) -> No
             model = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.Dropout(0.5), nn.Linear(8, 3))
         torch.manual_seed(at)
         before = torch.get_rng_state()
-        opt = Sgd(model, ScheduleConfig(), lr=0.1, epochs=2, rt=rt, purpose="train")
+        opt = Descent(model, ScheduleConfig(), lr=0.1, epochs=2, rt=rt, purpose="train")
         losses = [opt.epoch(data.loader("retain"), cross_entropy) for _ in range(2)]
         assert torch.equal(torch.get_rng_state(), before) and losses[0] != losses[1]
         found.append([p.detach().clone() for p in model.parameters()])

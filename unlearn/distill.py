@@ -46,7 +46,7 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
         kept = distillation(logits, teacher(batch.x), cfg.kd_T)
         return cfg.gamma * F.cross_entropy(logits.float(), batch.y) + cfg.beta * kept
 
-    opt, keep = task.sgd(cfg), {}
+    opt, keep = task.descent(cfg), {}
     for epoch in task.epochs(cfg, opt, keep):
         row = {"forget_loss": opt.epoch(task.forget, away, bn=cfg.bn)} if epoch < cfg.msteps else {}
         task.log(epoch=epoch, **row, loss=opt.epoch(task.retain, stay), lr=opt.rate(1))

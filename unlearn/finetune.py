@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dataset import Batch
 from pruner import magnitude
 from pruner.mask import both, top
-from trainer import SCHEDULES, cross_entropy, l1_norm
-from unlearn.registry import SgdConfig, Task, register
+from trainer import SCHEDULES, cross_entropy
+from unlearn.registry import DescentConfig, RateConfig, Task, register
 from utils import Mask, hp
 
 
@@ -20,11 +19,11 @@ def raw(task: Task, cfg: object) -> None:
     """Do nothing: the original model, evaluated as if it had forgotten."""
 
 
-INHERITED = ("schedule", "decreasing_lr", "lr_gamma", "warmup", "momentum", "weight_decay", "alpha")
+INHERITED = ("optimizer", "schedule", "decreasing_lr", "lr_gamma", "warmup", "momentum", "weight_decay", "alpha")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RetrainConfig(SgdConfig):
+class RetrainConfig(RateConfig):
     """Without flags, rate, epochs and schedule are those of the original's record."""
 
     unlearn_lr: float = hp(0.1, "learning rate; without the flag, the original's", above=0)
@@ -44,14 +43,14 @@ def retrain(task: Task, cfg: RetrainConfig) -> None:
     _descend(task, cfg, lambda epoch: cfg.alpha)
 
 
-@register("FT", config=SgdConfig, uses="retain", source="fine-tuning, e.g. Golatkar et al., CVPR 2020, arXiv:1911.04933")
-def fine_tune(task: Task, cfg: SgdConfig) -> None:
+@register("FT", config=DescentConfig, uses="retain", source="fine-tuning, e.g. Golatkar et al., CVPR 2020, arXiv:1911.04933")
+def fine_tune(task: Task, cfg: DescentConfig) -> None:
     """Go on training on the retain set and let the forget set fade."""
     _descend(task, cfg, lambda epoch: 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class L1Config(SgdConfig):
+class L1Config(DescentConfig):
     """Fine-tuning with an l1 penalty that fades over the epochs."""
 
     alpha: float = hp(5e-4, "first weight of the l1 penalty on all parameters; fades linearly to 0", low=0)
@@ -91,7 +90,7 @@ def l1_sparse(task: Task, cfg: L1Config) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AlternatingConfig(SgdConfig):
+class AlternatingConfig(DescentConfig):
     """Fine-tuning and pruning in turns."""
 
     rate: float = hp(0.95, "share of the convolutions' weights that is gone in the end, of those that may change", above=0,
@@ -105,7 +104,7 @@ class AlternatingConfig(SgdConfig):
                   "holds the mask, and pruned weights stay exactly 0")
 def alternate(task: Task, cfg: AlternatingConfig) -> None:
     """Fine-tune on the retain set, and before every other epoch prune the convolutions' smallest weights."""
-    opt = task.sgd(cfg)
+    opt = task.descent(cfg)
     weights, keep = magnitude.prunable(task.model), {}
     prunes = (cfg.unlearn_epochs + 1) // 2  # as many as the published exponent, (E - 1) // 2 + 1, counts
     for epoch in task.epochs(cfg, opt, keep):
@@ -132,14 +131,10 @@ def _smallest_off(task: Task, weights: dict[str, Tensor], rate: float, before: M
     return mask
 
 
-def _descend(task: Task, cfg: SgdConfig, l1: Callable[[int], float]) -> None:
-    """Cross-entropy on the retain set plus ``l1(epoch)`` times the l1 norm."""
-    opt = task.sgd(cfg)
+def _descend(task: Task, cfg: RateConfig, l1: Callable[[int], float]) -> None:
+    """Cross-entropy on the retain set, with ``l1(epoch)`` more as the weight of the l1 penalty."""
+    opt = task.descent(cfg)
+    always = opt.l1
     for epoch in task.epochs(cfg, opt):
-        weight = l1(epoch)
-
-        def loss(model: nn.Module, batch: Batch, weight: float = weight) -> Tensor:
-            value = cross_entropy(model, batch)
-            return value + weight * l1_norm(model) if weight else value
-
-        task.log(epoch=epoch, loss=opt.epoch(task.retain, loss), lr=opt.rate(1))
+        opt.l1 = always + l1(epoch)
+        task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dataset import Batch, forever
 from models.modes import normalising
-from trainer import cross_entropy, l1_norm
+from trainer import cross_entropy
 from unlearn.registry import ForgetPassConfig, Task, register
 from utils import hp
 
@@ -45,14 +45,15 @@ def gradient_ascent_l1(task: Task, cfg: AscentL1Config) -> None:
     _climb(task, cfg, cfg.alpha)
 
 
-def _climb(task: Task, cfg: AscentConfig, l1: float) -> None:
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        value = -cross_entropy(model, batch)
-        return value + l1 * l1_norm(model) if l1 else value
+def ascent(model: nn.Module, batch: Batch) -> Tensor:
+    return -cross_entropy(model, batch)
 
-    opt = task.sgd(cfg)
+
+def _climb(task: Task, cfg: AscentConfig, l1: float) -> None:
+    opt = task.descent(cfg)
+    opt.l1 += l1
     for epoch in task.epochs(cfg, opt):
-        task.log(epoch=epoch, loss=opt.epoch(task.forget, loss, bn=cfg.bn), lr=opt.rate(1))
+        task.log(epoch=epoch, loss=opt.epoch(task.forget, ascent, bn=cfg.bn), lr=opt.rate(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def neggrad_plus(task: Task, cfg: NegGradConfig) -> None:
         with normalising(model, cfg.bn):
             return cfg.alpha * down - (1 - cfg.alpha) * cross_entropy(model, drop)
 
-    opt = task.sgd(cfg)
+    opt = task.descent(cfg)
     for epoch in task.epochs(cfg, opt):
         pairs = zip(task.retain, forever(task.forget), strict=False)
         task.log(epoch=epoch, loss=opt.epoch(pairs, loss, len(task.retain)), lr=opt.rate(1))

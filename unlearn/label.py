@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dataset import Batch, Loader
 from trainer import cross_entropy
-from unlearn.registry import ForgetPassConfig, SgdConfig, Task, register
+from unlearn.registry import DescentConfig, ForgetPassConfig, Task, register
 from utils import BadInput, hp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WrongLabelConfig(SgdConfig):
+class WrongLabelConfig(DescentConfig):
     """Which labels the forget set gets, anew in every epoch."""
 
     unlearn_lr: float = hp(0.1, "learning rate", above=0)
@@ -77,7 +77,7 @@ class ProximalConfig(WrongLabelConfig):
           "(--rl_proximal_mode published: both once an epoch)")
 def salun_soft(task: Task, cfg: ProximalConfig) -> None:
     """Random labels, each step drawn back to the original weights by a soft threshold that fades (SalUn-soft)."""
-    opt, stream = task.sgd(cfg), task.generator("labels")
+    opt, stream = task.descent(cfg), task.generator("labels")
     names, params = zip(*task.model.named_parameters(), strict=True)
     free = torch.cat([task.free(name).flatten() for name in names])
     n, anchor = int(free.sum()), [p.detach().clone() for p in params]
@@ -137,7 +137,7 @@ def draw_labels(labels: Tensor, num_classes: int, how: str, stream: torch.Genera
 
 
 def _random_labels(task: Task, cfg: RandomLabelConfig) -> None:
-    opt, stream = task.sgd(cfg), task.generator("labels")
+    opt, stream = task.descent(cfg), task.generator("labels")
     true = task.forget.labels
     for epoch in task.epochs(cfg, opt):
         forget = task.forget.relabelled(draw_labels(true, task.num_classes, cfg.rl_labels, stream))

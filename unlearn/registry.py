@@ -18,7 +18,7 @@ from dataset import Data, Loader
 from models.modes import NORMS
 from pruner.magnitude import apply_mask
 from pruner.mask import both
-from trainer import Diverged, ScheduleConfig, Sgd, predict, resumable
+from trainer import Descent, Diverged, ScheduleConfig, predict, resumable
 from utils import BadInput, Config, Mask, Registry, Run, Runtime, hp, say
 
 
@@ -28,11 +28,19 @@ class NoConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SgdConfig(ScheduleConfig):
-    """What every method that trains by SGD has; schedule ``step`` is constant within 91 epochs, as published."""
+class RateConfig(ScheduleConfig):
+    """What everything that trains has; schedule ``step`` is constant within 91 epochs, as published."""
 
     unlearn_lr: float = hp(0.01, "learning rate", above=0)
     unlearn_epochs: int = hp(10, "epochs", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescentConfig(RateConfig):
+    """What every method has that unlearns by steps on a loss: penalties that are added to any."""
+
+    l1: float = hp(0.0, "weight of a constant penalty sum |theta| on all parameters, added to any loss", low=0)
+    l2: float = hp(0.0, "weight of a penalty ||theta - theta_0||^2 on the way from the weights at the start", low=0)
 
 
 ROUNDING = 1e-6  # relative change of weights up to which a model's outputs are the original's
@@ -41,7 +49,7 @@ IN_EPOCHS = ("unlearn_epochs", "msteps", "no_l1_epochs", "warmup", "decreasing_l
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ForgetPassConfig(SgdConfig):
+class ForgetPassConfig(DescentConfig):
     """A method with steps on the forget set alone."""
 
     bn: str = hp("batch", "batch norm in steps on the forget set alone. batch: by the batch's own statistics, and the running "
@@ -233,11 +241,12 @@ class Task:
         """The same items (of a known number) under a progress bar, where somebody watches."""
         return tqdm(items, about, disable=None if self._rt.cfg.progress else True, leave=False)
 
-    def sgd(self, cfg: SgdConfig) -> Sgd:
-        return Sgd(self.model, cfg, lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, rt=self._rt,
-                   purpose=self._purpose, mask=self.mask, mask_mode=self._mask_mode)
+    def descent(self, cfg: RateConfig) -> Descent:
+        penalties = {name: getattr(cfg, name, 0.0) for name in ("l1", "l2")}
+        return Descent(self.model, cfg, lr=cfg.unlearn_lr, epochs=cfg.unlearn_epochs, rt=self._rt,
+                       purpose=self._purpose, mask=self.mask, mask_mode=self._mask_mode, **penalties)
 
-    def epochs(self, cfg: SgdConfig, opt: Sgd, keep: dict[str, Any] | None = None) -> Iterator[int]:
+    def epochs(self, cfg: RateConfig, opt: Descent, keep: dict[str, Any] | None = None) -> Iterator[int]:
         """The epochs to do, resuming where a killed run stood; ``keep`` is the method's own part of the state."""
         return resumable(cfg.unlearn_epochs, opt, self._rt, self._run, keep)
 
@@ -266,9 +275,11 @@ class Task:
 def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
     """Method, what it does, its own flags with defaults, source: one row each, for --list and the README.
 
-    The optimiser's flags, which every method that trains has, are left out where their defaults are the common ones.
+    The flags of the optimiser and of the penalties, which every method that trains has, are left out where their defaults are
+    the common ones.
     """
-    rows, common = [], {field.name: field.default for field in dataclasses.fields(ScheduleConfig)}
+    shared = [field for field in dataclasses.fields(DescentConfig) if not field.name.startswith("unlearn_")]
+    rows, common = [], {field.name: field.default for field in shared}
     for method in map(METHODS.__getitem__, names):
         flags = []
         for field in dataclasses.fields(method.config):

@@ -17,7 +17,7 @@ from memorization.engines import Recipe, Setup, serial, stacked
 from models import ModelConfig
 from pruner import synflow
 from pruner.magnitude import keep_largest, prunable
-from trainer import ScheduleConfig, Sgd, cross_entropy, predict
+from trainer import Descent, ScheduleConfig, cross_entropy, predict
 from unlearn import METHODS, persample
 from unlearn.registry import NoConfig
 from utils import Mask, Runtime, RuntimeConfig
@@ -35,7 +35,7 @@ def after_two_steps(**settings: str | bool) -> tuple[float, torch.Tensor]:
     model = model.to(rt.device, memory_format=torch.channels_last)
     loader = data.loader("train")
     loader.batch_size = 18
-    loss = Sgd(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="train").epoch(loader, cross_entropy)
+    loss = Descent(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="train").epoch(loader, cross_entropy)
     return loss, predict(model, data.loader("test"), rt)[0].cpu()
 
 
