@@ -10,7 +10,9 @@ import pytest
 from unlearn import METHODS
 
 # the command lines and drivers of RUM's code: momentum, decay and milestones of its parser
-SGD = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "step", "decreasing_lr": (91, 136), "lr_gamma": 0.1, "warmup": 0}
+SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "step", "decreasing_lr": (91, 136),
+       "lr_gamma": 0.1, "warmup": 0}
+FREE = SGD | {"l1": 0.0, "l2": 0.0}  # no penalty unless it is asked for
 ORIGINAL = {"unlearn_lr": 0.1, "unlearn_epochs": 30, "schedule": "cosine", "alpha": 0.0}  # RUM's training of an original
 FINE = {"unlearn_lr": 0.01, "unlearn_epochs": 10}  # RUM's README for FT and FT_prune
 # the published alpha, 0.2, is an l1 weight that destroys the model: the l1-sparse literature's in its place
@@ -22,19 +24,19 @@ SALUN = {"unlearn_lr": 0.013}  # SalUn's README
 DEFAULTS: dict[str, dict[str, Any]] = {
     "raw": {},
     "retrain": SGD | ORIGINAL,
-    "FT": SGD | FINE,
-    "FT_l1": SGD | L1,
-    "FT_prune": SGD | L1,
-    "FT_prune_bi": SGD | FINE | {"rate": 0.95},  # RUM's parser
-    "GA": SGD | ASCENT | BN,
-    "GA_l1": SGD | ASCENT | BN | {"alpha": 1e-4},  # the sparse paper's l1 weight
-    "NG": SGD | BN | {"unlearn_lr": 0.01, "unlearn_epochs": 5, "alpha": 0.95},  # RUM's README
+    "FT": FREE | FINE,
+    "FT_l1": FREE | L1,
+    "FT_prune": FREE | L1,
+    "FT_prune_bi": FREE | FINE | {"rate": 0.95},  # RUM's parser
+    "GA": FREE | ASCENT | BN,
+    "GA_l1": FREE | ASCENT | BN | {"alpha": 1e-4},  # the sparse paper's l1 weight
+    "NG": FREE | BN | {"unlearn_lr": 0.01, "unlearn_epochs": 5, "alpha": 0.95},  # RUM's README
     # RUM's README; beta, gamma are not published
-    "SCRUB": SGD | BN | {"unlearn_lr": 5e-3, "unlearn_epochs": 5, "msteps": 4, "kd_T": 4.0, "beta": 0.1, "gamma": 1.0,
+    "SCRUB": FREE | BN | {"unlearn_lr": 5e-3, "unlearn_epochs": 5, "msteps": 4, "kd_T": 4.0, "beta": 0.1, "gamma": 1.0,
                     "rewind": False},
-    "RL": SGD | LABELS | BN | {"rl_form": "mixed"},
-    "RL_og": SGD | LABELS | BN | {"rl_form": "mixed"},
-    "RL_proximal": SGD | LABELS | {"mask_ratio": 0.5, "rl_proximal_mode": "exact"},
+    "RL": FREE | LABELS | BN | {"rl_form": "mixed"},
+    "RL_og": FREE | LABELS | BN | {"rl_form": "mixed"},
+    "RL_proximal": FREE | LABELS | {"mask_ratio": 0.5, "rl_proximal_mode": "exact"},
     # alpha: the authors' own call in 2023; N = 1000 is the published code's; damping and limit by benchmarks/RESULTS.md
     "wfisher": {"alpha": 1.0, "damping": 1e-3, "step_limit": 0.02, "fisher_samples": 1000, "solver": "woodbury",
                 "solver_steps": 1000, "solver_tolerance": 1e-4, "lissa_scale": 1.0, "wfisher_mode": "exact"},

@@ -35,7 +35,8 @@ def batches() -> list[Batch]:
     return (list(make_data(rt).loader("retain", rt, "test")) * STEPS)[:STEPS]
 
 
-def descend(model: nn.Module, name: str, decay: float, mask: Mask | None = None, mode: str = "strict", **more: float) -> Descent:
+def descend(model: nn.Module, name: str, decay: float, mask: Mask | None = None, mode: str = "strict",
+            **more: float) -> Descent:
     cfg = ScheduleConfig(optimizer=name, weight_decay=decay, schedule="constant")
     opt = Descent(model, cfg, lr=0.05, epochs=1, rt=quiet_runtime(), purpose="test", mask=mask, mask_mode=mode, **more)
     opt.epoch(batches(), loss)
@@ -124,7 +125,8 @@ def test_the_penalties_and_the_optimiser_reach_every_method(name: str, what: str
     def run(**values: Any) -> tuple[float, float, dict[str, Tensor]]:
         rt, model = quiet_runtime(), tiny_net(quiet_runtime())
         start = snapshot(model)
-        cfg = short_config(name, **{"momentum": 0.0, "weight_decay": 0.0, "unlearn_lr": 0.02, "unlearn_epochs": 4, "rate": 0.05} | values)
+        shared = {"momentum": 0.0, "weight_decay": 0.0, "unlearn_lr": 0.02, "unlearn_epochs": 4, "rate": 0.05}
+        cfg = short_config(name, **shared | values)
         METHODS[name].apply(model, make_data(rt), cfg, rt)
         params = {key: p.detach().double() for key, p in model.named_parameters()}
         return (sum(float(p.abs().sum()) for p in params.values()),
