@@ -13,7 +13,7 @@ import models
 import sources
 import unlearn
 from stages import CHOOSERS, FREE, PROTOCOL_OF, PROTOCOLS, STAGES, chosen, flag_of, planting
-from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, flag_words, program
+from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, as_kept, flag_words, program
 
 Groups = dict[str, type[Config]]  # group -> its settings
 Values = dict[str, dict[str, Any]]  # group -> setting -> value
@@ -79,12 +79,22 @@ def _inherit(parent: models.Original, values: Values, names: dict[str, list[str]
         for name in names[group]:
             theirs = parent.setting(name)
             mine = typed.get(name, theirs)
-            if mine != theirs and name not in ("protocol", "checkpoint", *FREE):
-                raise BadInput(f"--{name} {mine}: the original in {parent.folder} has {theirs}; leave the flag away or "
-                               "name another --checkpoint")
+            if as_kept(mine) != theirs and name not in ("protocol", "checkpoint", *FREE):
+                raise BadInput(_differs(name, mine, theirs, parent.folder))
             values[group][name] = mine
     if "seed" not in typed:
         values["rt"]["seed"] = parent.setting("seed")
+
+
+def _differs(name: str, mine: Any, theirs: Any, folder: Path) -> str:
+    """That a typed setting is not the original's, in words."""
+    typed, them = (",".join(map(str, x)) if isinstance(x, (tuple, list)) else x for x in (mine, theirs))
+    kind = {"ood_classes": "class", "ood_subclass": "sub-class"}.get(name)
+    seen = sorted(set(mine) - set(theirs or ())) if kind else []
+    if seen:
+        return (f"--{name} {typed}: the original in {folder} was trained on {kind} {seen[0]}, which is then not out of "
+                f"distribution; name another --checkpoint, or train one: python main_train.py --{name} {typed}")
+    return f"--{name} {typed}: the original in {folder} has {them}; leave the flag away or name another --checkpoint"
 
 
 def _preset(groups: Groups, values: Values, names: dict[str, list[str]]) -> None:
@@ -154,7 +164,7 @@ def _differing(stage: str, groups: Groups, typed: dict[str, Any], parent: models
             asked = names is None or field.name in names
             if value is None or not asked or (group == "prune" and field.name in _spare(recorded[group])):
                 continue
-            if value != (list(ours) if isinstance(ours, tuple) else ours):
+            if value != as_kept(ours):
                 found[flag_of(stage, group, field.name)] = value
     return found
 

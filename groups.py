@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ class Chosen(NamedTuple):
 class Candidates(NamedTuple):
     """What there is to choose from: labels y int64 [N] of all training images, which of them train, and their key.
 
-    mislabelled: int64, those of train with a wrong label.
+    mislabelled: int64, those of train with a wrong label. outputs: int64 [classes], the label of each class of the data set,
+    -1 of one out of distribution; empty where the labels are the classes.
     """
 
     y: np.ndarray
@@ -96,6 +97,23 @@ class Candidates(NamedTuple):
     num_classes: int
     images_key: str
     mislabelled: np.ndarray = np.empty(0, np.int64)
+    outputs: np.ndarray = np.empty(0, np.int64)
+
+
+def labels_of(classes: Sequence[int], outputs: np.ndarray, flag: str = "--class_to_replace") -> np.ndarray:
+    """The labels, int64 [n], of some classes of the data set by the map of ``Data.outputs``.
+
+    Raises:
+        BadInput: no such class, or one out of distribution.
+    """
+    for number in classes:
+        if number >= len(outputs):
+            raise BadInput(f"{flag} {number}: the data set has the classes 0-{len(outputs) - 1}")
+        if outputs[number] < 0:
+            gone = ",".join(map(str, np.flatnonzero(outputs < 0)))
+            raise BadInput(f"{flag} {number}: this class is out of distribution (--ood_classes {gone}), so that no model was "
+                           "trained on it; name another class, or an original that was trained on this one")
+    return outputs[np.array(classes, np.int64)]
 
 
 def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> Chosen:
@@ -317,11 +335,10 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
                        "--class_to_replace C or --forget_index FILE")
     if cfg.forget_mislabelled and not len(pool.mislabelled):
         raise BadInput("--forget_mislabelled: no training image has a wrong label; train an original with --label_noise SHARE")
-    missing = [c for c in wanted if c >= pool.num_classes]
-    if missing:
-        raise BadInput(f"--class_to_replace {missing[0]}: the data set has the classes 0-{pool.num_classes - 1}")
     among = pool.mislabelled if cfg.forget_mislabelled else pool.train
-    among = among if -1 in wanted else among[np.isin(pool.y[among], wanted)]
+    if -1 not in wanted:
+        outputs = pool.outputs if len(pool.outputs) else np.arange(pool.num_classes)
+        among = among[np.isin(pool.y[among], labels_of(wanted, outputs))]
     if not len(among):
         kind = "mislabelled" if cfg.forget_mislabelled else "training"
         raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no {kind} example is of these classes")

@@ -22,7 +22,7 @@ import models
 import prune
 from dataset import Data
 from evaluation import accuracy, sparsity
-from groups import LAST_SEED, ForgetConfig, choose_forget
+from groups import LAST_SEED, ForgetConfig, choose_forget, labels_of
 from models import Original, record_inside
 from pruner.plan import Plan, PruneConfig, SynFlowConfig
 from trainer import TrainConfig, predict
@@ -131,8 +131,7 @@ def poison(data: Data, cfg: TriggerConfig) -> Case:
     Raises:
         BadInput: the trigger does not fit, no such class, or more images than there are.
     """
-    if cfg.class_to_replace >= data.num_classes:
-        raise BadInput(f"--class_to_replace {cfg.class_to_replace}: the target is one of the classes 0-{data.num_classes - 1}")
+    target = int(labels_of([cfg.class_to_replace], data.outputs)[0])
     test = data.test.replaced(stamp(data.test.x, cfg), data.test.y)
     number = cfg.num_indexes_to_replace
     many = {"forget_fraction": SHARE} if number is None else {"num_indexes_to_replace": number}
@@ -140,12 +139,12 @@ def poison(data: Data, cfg: TriggerConfig) -> Case:
     data = data.forgetting(choose_forget(asked, data.candidates))
     gone = torch.from_numpy(data.splits.forget).to(data.images.home)
     x, y = data.images.x.clone(), data.images.y.clone()
-    x[gone], y[gone] = stamp(x[gone], cfg), cfg.class_to_replace
+    x[gone], y[gone] = stamp(x[gone], cfg), target
     facts = [cfg.trigger_size, cfg.trigger_margin, cfg.trigger_value, cfg.class_to_replace]
     key = digest_of([data.splits.split_key, *facts])
     splits = dataclasses.replace(data.splits, whole_classes=(), data_key=key, split_key=key, images_key=key)
     data = dataclasses.replace(data, images=data.images.replaced(x, y), splits=splits)
-    return Case(data, dataclasses.replace(data, test=test), cfg.class_to_replace)
+    return Case(data, dataclasses.replace(data, test=test), target)
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring

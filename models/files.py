@@ -73,7 +73,20 @@ def _normalisation(model: nn.Module) -> tuple[list[float], list[float]]:
 
 def _check_classes(cfg: ModelConfig, data: Any) -> None:
     if cfg.num_classes not in (None, data.num_classes):
-        raise BadInput(f"--num_classes {cfg.num_classes}: the data set has {data.num_classes} classes; leave the flag away")
+        raise BadInput(f"--num_classes {cfg.num_classes}: {_outputs_of(data)}; leave the flag away")
+
+
+def _outputs_of(data: Any) -> str:
+    """How many outputs a model of a data set has, in words."""
+    if (gone := len(data.outputs) - data.num_classes) == 0:
+        return f"the data set has {data.num_classes} classes"
+    return f"of the {len(data.outputs)} classes of the data set {data.num_classes} are left beside {gone} of --ood_classes"
+
+
+def misfit(found: int, data: Any) -> BadInput:
+    """That the outputs of a model do not fit the classes of a data set (``data``: Data)."""
+    return BadInput(f"a model of {found} outputs, but {_outputs_of(data)}; give the --dataset, --classes and --ood_classes "
+                    "that it was trained with")
 
 
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
@@ -128,6 +141,8 @@ def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
     if content["schema"] != SCHEMA or "state_dict" not in content or None in about.values():
         raise BadInput(f"no model of this version (schema {content['schema']}); main_train.py writes model.pt")
     for name, mine in wanted.items():
+        if about[name] != mine and name == "num_classes" and isinstance(about[name], int):
+            raise misfit(about[name], data)
         if about[name] != mine:
             raise BadInput(f"a model with {name} {about[name]}, not {mine}; give the --arch, --dataset and --classes it was "
                            "trained with")
@@ -140,7 +155,9 @@ def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
 
 def _theirs(content: Any, cfg: ModelConfig, data: Any) -> Loaded:
     """The model of somebody else's file."""
-    model, mask, own = read_peer(content, cfg.arch, data.num_classes, cfg.imagenet_arch, *cfg.statistics(data.source))
+    model, mask, own = read_peer(content, cfg.arch, None, cfg.imagenet_arch, *cfg.statistics(data.source))
+    if model.num_classes != data.num_classes:
+        raise misfit(model.num_classes, data)
     if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks
         mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in prunable(model).items()} | mask
     return Loaded(model, mask, own)

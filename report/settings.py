@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sources.kept import classes_of
 from unlearn import METHODS
 from utils import Saved, digest_of
 
@@ -144,7 +145,7 @@ def by_split(run: Saved, drawn: Mapping[str, str]) -> Setting:
     pruning = (record["parent"].get("training") or {}).get("pruning") or {}
     origin = digest_of([record["parent"].get("training"), record["parent"].get("setup"), network_of(run), *network])[:4]
     network += tuple(f"{100 * share:.4g} % pruned" for share in [pruned_share(pruning)] if share)
-    size, whole = record["forget_size"], ",".join(map(str, record["whole_classes"]))
+    size, whole = record["forget_size"], ",".join(map(str, classes_of(record["whole_classes"], run.setting("ood_classes"))))
     what = f"class {whole} ({size} images)" if whole else f"{size} images"
     return Setting(" ".join(network), what, size, "", "", 0, record["data_key"], origin, record["split_key"][:6],
                    drawn.get(record["split_key"], ""))

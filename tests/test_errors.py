@@ -39,7 +39,7 @@ checkpoint is a pickled object | forget | --checkpoint {pickled} --arch resnet8s
 checkpoint of another architecture | forget | --checkpoint {lone_model} --arch resnet32s {ON_FILE} | \
     resnet8s & not resnet32s & --arch
 checkpoint of other classes | forget | --checkpoint {lone_model} {TWO} {FT} {SOME} | \
-    num_classes 3, not 2 & --classes
+    a model of 3 outputs & --classes
 checkpoint of another schema | forget | --checkpoint {future_model} --arch resnet8s {ON_FILE} | \
     schema 99 & main_train.py
 published checkpoint of another architecture | forget | --checkpoint {published} --arch resnet32s {ON_FILE} | \

@@ -17,7 +17,7 @@ SOURCES = [p for p in FILES if p.relative_to(ROOT).parts[0] not in ("tests", "sc
 MAINS = [p for p in ROOT.glob("*.py") if p.stem.startswith(("main_", "analysis", "generate_"))]
 CAPS = {"arg_parser.py": 300, "trainer.py": 250, "prune.py": 250, **{p.name: 60 for p in MAINS}}
 # a module's layer is that of its longest matching prefix; within a layer imports are allowed
-LAYERS = {"utils": 0, "dataset": 1, "groups": 1, "sources": 1, "models": 1, "pruner": 1, "evaluation.tow": 1,
+LAYERS = {"utils": 0, "batches": 1, "dataset": 1, "groups": 1, "sources": 1, "models": 1, "pruner": 1, "evaluation.tow": 1,
           "evaluation.draws": 1, "evaluation.rules": 1, "evaluation.mia": 1, "evaluation.separation": 1, "evaluation.svc": 1,
           "evaluation.distribution": 1, "evaluation.style": 1, "evaluation": 3, "trainer": 2, "updates": 1,
           "unlearn": 3, "memorization": 3,

@@ -15,7 +15,20 @@ from utils.files import (
 from utils.kept import Kept
 from utils.programs import program
 from utils.readers import UNREADABLE, load_arrays, open_regular, read_json, read_whole_numbers, reading, reason
-from utils.records import SCHEMA, Saved, damage, files_of, find_runs, misfit, read_record, require, run_of, survey, unusable
+from utils.records import (
+    SCHEMA,
+    Saved,
+    as_kept,
+    damage,
+    files_of,
+    find_runs,
+    misfit,
+    read_record,
+    require,
+    run_of,
+    survey,
+    unusable,
+)
 from utils.runs import Run, RunConfig
 from utils.runtime import Mask, Runtime, RuntimeConfig
 from utils.settings import Config, Registry, did_you_mean, flag_words, hp
@@ -23,7 +36,7 @@ from utils.words import BadInput, CannotWrite, Damaged, Mended, Unfinished, as_l
 
 __all__ = [
     "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Kept", "Mask", "Mended", "Registry", "Run",
-    "RunConfig", "Runtime", "RuntimeConfig", "Saved", "Unfinished", "append", "as_line", "damage", "did_you_mean",
+    "RunConfig", "Runtime", "RuntimeConfig", "Saved", "Unfinished", "append", "as_kept", "as_line", "damage", "did_you_mean",
     "digest_of", "files_of", "find_runs", "flag_words", "git_commit", "hp", "load_arrays", "make_folder", "misfit",
     "open_regular", "program", "put", "read_arrays", "read_json", "read_record", "read_whole_numbers", "reading", "reason",
     "require", "run_of", "say", "sha256", "shown", "survey", "sweep", "unusable", "write_atomic", "write_json", "write_tensors",

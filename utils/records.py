@@ -94,6 +94,11 @@ class Saved(typing.NamedTuple):
         return next((group[name] for group in self.record["settings"].values() if name in group), None)
 
 
+def as_kept(value: Any) -> Any:
+    """A setting's value as a record has it: JSON knows lists alone."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"it holds {name}")
 
@@ -182,7 +187,7 @@ def survey(root: Path, stages: tuple[str, ...], *, finished: bool | None = True,
             problems.append(str(error))
             continue
         done = run.record["status"] == "done"
-        if finished not in (None, done) or any(run.setting(name) != value for name, value in wanted.items()):
+        if finished not in (None, done) or any(run.setting(name) != as_kept(value) for name, value in wanted.items()):
             continue
         lost = damage(run, *files) if done else None
         if lost is None:
