@@ -99,12 +99,20 @@ class Loader:
         starts = list(range(0, self.size, self.batch_size))
         if len(starts) > 1 and self.size - starts[-1] == 1:
             starts.pop()
-        return list(zip(starts, [*starts[1:], self.size], strict=True))
+        return list(itertools.pairwise([*starts, self.size])) if starts else []  # a loader of no examples has no batches
 
     def relabelled(self, labels: Tensor) -> Loader:
         """The same examples under other labels (int64 [M], in the order of ``index``)."""
         assert labels.shape == self.index.shape
         return Loader(self.images, self.index, labels, self.batch_size, self.shuffle, self.augment)
+
+    def plain(self) -> Loader:
+        """The same without augmentation; the order goes on where it stands."""
+        return Loader(self.images, self.index, self.labels, self.batch_size, self.shuffle)
+
+    def none(self) -> Loader:
+        """None of the examples: what a part is to those that shall not see it."""
+        return Loader(self.images, self.index[:0], self.labels[:0], self.batch_size, self.shuffle, self.augment)
 
     def __add__(self, other: Loader) -> Loader:
         """The examples of both, shuffled together."""
@@ -134,6 +142,22 @@ class Loader:
 def forever(loader: Loader) -> Iterator[Batch]:
     """The loader over and over, shuffled anew in every pass, unlike itertools.cycle."""
     return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+class Pairs:
+    """A batch of one loader with one of another in every step, as long as the first lasts, the second over and over.
+
+    Where the first has no examples, every batch of the second once, with None: what is left of a method without its retain set.
+    """
+
+    def __init__(self, first: Loader, second: Loader) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) or len(self.second)
+
+    def __iter__(self) -> Iterator[tuple[Batch | None, Batch]]:
+        return zip(self.first, forever(self.second), strict=False) if self.first.size else ((None, b) for b in self.second)
 
 
 def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -31,7 +31,8 @@ NO_EFFECT = {
     "workers": "images are on the device, there are no workers",
     "print_freq": "progress is shown once an epoch",
 }
-EPOCHS = ("epochs", "unlearn_epochs", "pool_epochs", "ft_epochs")  # by one of which a method or score says that it trains
+# by one of which a method or score says that it trains
+EPOCHS = ("epochs", "unlearn_epochs", "replay_epochs", "pool_epochs", "ft_epochs")
 SWITCHES = ("aug", "no_aug", "sequential")  # of the flags without effect, those that take no value
 _CHOSEN_LATER = {"split_seed": "the forget set is chosen in a later stage; --val_seed owns the validation split"}
 NO_EFFECT_IN = {"train": _CHOSEN_LATER, "imp": _CHOSEN_LATER, "memorization": _CHOSEN_LATER,
@@ -82,7 +83,7 @@ class RecordConfig(Config):
 class MethodConfig(Config):
     """The method."""
 
-    unlearn: str | None = hp(None, "unlearning method", choices=tuple(unlearn.METHODS.names()))
+    unlearn: str | None = hp(None, "unlearning method; --list names them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +134,12 @@ def allowed(stage: str) -> list[str]:
     """The methods or scores that a stage takes."""
     if stage == "memorization":
         return SCORES.names()
-    named = {name: unlearn.METHODS[name] for name in unlearn.METHODS.names()}
+    return [name for name in unlearn.METHODS.names() if _takes(stage, unlearn.METHODS[name])]
+
+
+def _takes(stage: str, entry: Any) -> bool:
     fits = {"random": lambda method: method.random_labels, "rum": lambda method: not method.fresh}
-    return [name for name, method in named.items() if fits.get(stage, lambda method: True)(method)]
+    return fits.get(stage, lambda entry: True)(entry)
 
 
 def listing(stage: str) -> str:
@@ -148,7 +152,7 @@ def listing(stage: str) -> str:
 def entry_of(stage: str, group: str, name: str) -> Any:
     """The registry's entry, refused where the stage does not take it."""
     found = CHOOSERS[group][1][name]
-    if name not in allowed(stage):
+    if not _takes(stage, found):
         raise BadInput(f"{STAGES[stage][0]} takes {', '.join(allowed(stage))}; run main_forget.py --unlearn {name}")
     return found
 

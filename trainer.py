@@ -103,6 +103,10 @@ class Descent:
         for moments in self.update.moments:
             clear(moments, more)
 
+    def restart(self) -> None:
+        """Forget what the optimiser knows of earlier steps."""
+        self.update.restart()
+
     def rate(self, progress: float) -> float:
         """The learning rate ``progress`` (0 to 1) through the epoch ``at``; warm-up and linear move within an epoch."""
         cfg, warm = self.cfg, min(self.cfg.warmup, self.epochs)

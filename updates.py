@@ -32,12 +32,26 @@ class Settings(Protocol):
     weight_decay: float
 
 
-class Sgd:
-    """v <- momentum v + g + decay w; w <- w - rate v."""
+class _Update:
+    """moments: of each kind one tensor a parameter; count: steps so far."""
+
+    kinds: int
 
     def __init__(self, params: list[Tensor], cfg: Settings) -> None:
         self.params, self.cfg, self.count = params, cfg, 0
-        self.moments = [[torch.zeros_like(p) for p in params]]
+        self.moments = [[torch.zeros_like(p) for p in params] for _ in range(self.kinds)]
+
+    def restart(self) -> None:
+        """As if no step had been taken."""
+        self.count = 0
+        for moments in self.moments:
+            torch._foreach_zero_(moments)
+
+
+class Sgd(_Update):
+    """v <- momentum v + g + decay w; w <- w - rate v."""
+
+    kinds = 1
 
     def step(self, grads: list[Tensor], rate: float, hold: Clear) -> None:
         (velocity,) = self.moments
@@ -48,14 +62,10 @@ class Sgd:
         torch._foreach_add_(self.params, velocity, alpha=-rate)
 
 
-class Adam:
+class Adam(_Update):
     """Kingma and Ba, ICLR 2015, arXiv:1412.6980, algorithm 1; the decay is added to the gradient."""
 
-    decoupled = False
-
-    def __init__(self, params: list[Tensor], cfg: Settings) -> None:
-        self.params, self.cfg, self.count = params, cfg, 0
-        self.moments = [[torch.zeros_like(p) for p in params] for _ in BETAS]
+    kinds, decoupled = 2, False
 
     def step(self, grads: list[Tensor], rate: float, hold: Clear) -> None:
         self.count += 1

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from dataset import Batch, forever
+from batches import Batch, Pairs
 from models.modes import normalising
 from trainer import cross_entropy
 from unlearn.registry import ForgetPassConfig, Task, register
@@ -71,13 +71,12 @@ class NegGradConfig(ForgetPassConfig):
 def neggrad_plus(task: Task, cfg: NegGradConfig) -> None:
     """Descend on the retain set and climb on the forget set in every step (NegGrad+)."""
 
-    def loss(model: nn.Module, pair: tuple[Batch, Batch]) -> Tensor:
+    def loss(model: nn.Module, pair: tuple[Batch | None, Batch]) -> Tensor:
         keep, drop = pair
-        down = cross_entropy(model, keep)
+        down = 0.0 if keep is None else cfg.alpha * cross_entropy(model, keep)
         with normalising(model, cfg.bn):
-            return cfg.alpha * down - (1 - cfg.alpha) * cross_entropy(model, drop)
+            return down - (1 - cfg.alpha) * cross_entropy(model, drop)
 
     opt = task.descent(cfg)
     for epoch in task.epochs(cfg, opt):
-        pairs = zip(task.retain, forever(task.forget), strict=False)
-        task.log(epoch=epoch, loss=opt.epoch(pairs, loss, len(task.retain)), lr=opt.rate(1))
+        task.log(epoch=epoch, loss=opt.epoch(Pairs(task.retain, task.forget), loss), lr=opt.rate(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,7 @@ class Method:
     per_protocol: protocol -> values that replace the dataclass defaults there.
     inherits: own setting -> setting of the original's training whose value is the default.
     same_as: the method whose computation this is, under another name; the same settings give the same model.
+    phases: their names, where it has several.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Method:
     per_protocol: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     inherits: dict[str, str] = dataclasses.field(default_factory=dict)
     same_as: str = ""
+    phases: tuple[str, ...] = ()
 
     @property
     def over_retain(self) -> bool:
@@ -133,7 +135,26 @@ def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     return float(torch.stack(shares).max())  # not a number where one is none
 
 
-METHODS: Registry[Method] = Registry("unlearning method")
+class Methods(Registry[Method]):
+    """The methods by name; ``names`` lists those that are registered, ``derive`` makes others from their name."""
+
+    derive: Callable[[str], Method | None] = staticmethod(lambda name: None)
+
+    def known(self, name: str) -> Method | None:
+        """The method that is registered under this very name, if one is."""
+        return super().__getitem__(name) if super().__contains__(name) else None
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return super().__contains__(name) or self.derive(name) is not None
+        except BadInput:
+            return False
+
+    def __getitem__(self, name: str) -> Method:
+        return self.known(name) or self.derive(name) or super().__getitem__(name)
+
+
+METHODS = Methods("unlearning method")
 
 
 def register(name: str, *, config: type[Config] = NoConfig, uses: str = "", source: str, **more: Any) -> Callable:
@@ -155,11 +176,16 @@ class Task:
     """What a method works on: the model, the parts of the data it declared, random streams, its log and its epochs."""
 
     def __init__(self, method: Method, model: nn.Module, data: Data, rt: Runtime, run: Run | None,
-                 mask: Mask | None, mask_mode: str, purpose: str = "unlearn") -> None:
+                 mask: Mask | None, mask_mode: str, purpose: str = "unlearn", hidden: Collection[str] = ()) -> None:
         self.model, self.num_classes, self.mask, self._purpose = model, data.num_classes, mask, purpose
         self.batch_size = data.batch_size
         self.pruned: Mask | None = None
-        self._method, self._data, self._rt, self._run, self._mask_mode = method, data, rt, run, mask_mode
+        self._method, self._data, self._rt, self._run, self._mask_mode, self._hidden = method, data, rt, run, mask_mode, hidden
+
+    def within(self, name: str, run: Any, hidden: Collection[str], method: Method | None) -> Task:
+        """The same task as one phase of it sees it: its own streams (under a name), run, and parts that are empty to it."""
+        purpose = f"{self._purpose}/{name}" if name else self._purpose
+        return Task(method or self._method, self.model, self._data, self._rt, run, self.mask, self._mask_mode, purpose, hidden)
 
     def _check(self, part: str) -> None:
         if part not in self._method.uses:
@@ -167,7 +193,8 @@ class Task:
 
     def _part(self, name: str) -> Loader:
         self._check(name)
-        return self._data.loader(name, self._rt, self._purpose)
+        loader = self._data.loader(name, self._rt, self._purpose)
+        return loader.none() if name in self._hidden else loader
 
     def class_shares(self, part: str) -> Tensor:
         """Share of each class in a part: float64 [K] on the CPU."""

@@ -200,6 +200,25 @@ class Run:
         rt.drain()
         (self.seconds, self.read), self._open = self._spent(), None
 
+    @contextlib.contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Count the block's seconds and images under ``name``, and not under that of the ``timed`` block it lies in, if any."""
+        if self._open is None:
+            yield
+            return
+        outer, start, before, rt = self._open
+        rt.drain()
+        clock, images = time.perf_counter(), rt.tally.images
+        yield
+        rt.drain()
+        spent, read = time.perf_counter() - clock, rt.tally.images - images
+        self.seconds[name], self.read[name] = self.seconds.get(name, 0.0) + spent, self.read.get(name, 0) + read
+        self._open = outer, start + spent, before + read, rt
+
+    def so_far(self, name: str) -> float:
+        """Seconds under a name by now, those of an open block among them."""
+        return self._spent()[0].get(name, 0.0)
+
     def _spent(self) -> tuple[dict[str, float], dict[str, int]]:
         if self._open is None:
             return self.seconds, self.read
