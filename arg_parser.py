@@ -25,6 +25,7 @@ import groups as grouping
 import stages
 from sources.scores import find_scores
 from stages import CHOOSERS, STAGES
+from unlearn import over
 from utils import BadInput, Config, Saved, as_line, put, say, sha256, shown
 from utils.signals import Terminated, exit_code, no_more, terminable
 
@@ -164,6 +165,7 @@ def _unknown_flag(parser: argparse.ArgumentParser, token: str, groups: dict[str,
     for registry in [CHOOSERS[group][1] for group in CHOOSERS if group in groups and name]:
         owners = [n for n in registry.names()
                   if name in {stages.flag_of(stage, "cfg", f.name) for f in dataclasses.fields(registry[n].config)}]
+        owners += ["NAME_our"] if registry is CHOOSERS["method"][1] and name in over.FLAGS else []
         if owners:
             raise BadInput(f"--{name} is no flag of this {registry.kind.split()[-1]}; it belongs to {', '.join(owners)}")
     others = [STAGES[other][0] for other in STAGES if name and name in stages.flags_of(other)]

@@ -18,6 +18,7 @@ from utils import BadInput, Config, hp
 SUFFIX = "_our"
 RENAMED = {"unlearn_lr": "over_lr", "unlearn_epochs": "over_epochs"}
 HELP = {"over_lr": "learning rate of the first phase, on the forget set alone", "over_epochs": "epochs of the first phase"}
+FLAGS = {*RENAMED.values(), *(field.name for field in dataclasses.fields(ReplayConfig))}
 # the published first phases; elsewhere a method's own defaults hold until others are typed
 ASCENT, DAMPENING = {"over_epochs": 5, "alpha": 0.0}, {"alpha": 0.005, "ssd_lambda": 0.4, "replay_epochs": (5,)}
 FIRST: dict[str, dict[str, Any]] = {
@@ -65,6 +66,16 @@ def takers() -> list[str]:
     return [method.name for method in found if "forget" in method.uses and not method.phases]
 
 
+def _told(names: list[str]) -> list[str]:
+    """Of a list of methods, what ``_our`` makes of some of them."""
+    here = [name for name in takers() if name in names]
+    text = (f"NAME{SUFFIX}: NAME on the forget set alone, at its own rate and length, then replay on the retain set (sparse).\n"
+            f"  NAME is any of {', '.join(here)}; its flags, but --over_lr and --over_epochs in place of --unlearn_lr and "
+            f"--unlearn_epochs, and {', '.join(f'--{field.name}' for field in dataclasses.fields(ReplayConfig))}\n"
+            f"  [Xiao et al., ICCV 2025, arXiv:2507.20573]")
+    return [text] if here else []
+
+
 @functools.cache
 def _made(name: str) -> Method:
     base = METHODS[name]
@@ -100,4 +111,4 @@ def _config(base: Method) -> type[OverConfig]:
     return made
 
 
-METHODS.derive = derived
+METHODS.derive, METHODS.more = derived, _told

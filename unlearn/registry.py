@@ -139,6 +139,7 @@ class Methods(Registry[Method]):
     """The methods by name; ``names`` lists those that are registered, ``derive`` makes others from their name."""
 
     derive: Callable[[str], Method | None] = staticmethod(lambda name: None)
+    more: Callable[[list[str]], list[str]] = staticmethod(lambda names: [])  # what is to be said of those that are derived
 
     def known(self, name: str) -> Method | None:
         """The method that is registered under this very name, if one is."""
@@ -323,4 +324,5 @@ def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
 
 
 def method_list(names: list[str]) -> str:
-    return "\n\n".join(f"{name}: {text}\n  {flags}\n  [{source}]" for name, text, flags, source in method_rows(names))
+    told = [f"{name}: {text}\n  {flags}\n  [{source}]" for name, text, flags, source in method_rows(names)]
+    return "\n\n".join([*told, *METHODS.more(names)])
