@@ -93,7 +93,8 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
     argv = stages.without(argv, stages.idle_in(groups))
     typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
-    if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and "class_to_replace" not in typed:
+    kinds = {"class_to_replace", "subclass_to_replace"}
+    if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and not kinds & typed.keys():
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed, given)
     configs = {group: _made(stage, group, config, values[group]) for group, config in groups.items()}
@@ -196,6 +197,7 @@ def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str
         return
     choices = field.metadata["choices"]
     metavar = "{" + ",".join(choices) + "}" if choices else ("N" if kind is int else "X" if kind is float else "TEXT")
+    metavar = "N,.." if issubclass(kind, tuple) else metavar
     convert = functools.partial(_items, kind) if many else functools.partial(_item, kind)
     box.add_argument(f"--{flag}", type=convert, metavar=f"{metavar},.." if many else metavar, help=text, **common)
 
@@ -203,8 +205,9 @@ def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str
 def _forms(stage: str, groups: dict[str, type[Config]]) -> dict[str, tuple[type, bool]]:
     """(item type, is a list) of every flag."""
     hints = {group: typing.get_type_hints(config) for group, config in groups.items()}
-    return {stages.flag_of(stage, group, field.name): kind_of(hints[group][field.name])
-            for group, config in groups.items() for field in dataclasses.fields(config)}
+    found = {stages.flag_of(stage, group, field.name): kind_of(hints[group][field.name])
+             for group, config in groups.items() for field in dataclasses.fields(config)}
+    return {flag: (kind, many or issubclass(kind, tuple)) for flag, (kind, many) in found.items()}
 
 
 def _item(kind: type, text: str) -> Any:

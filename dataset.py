@@ -68,7 +68,8 @@ class Splits:
     images_key: all training images and the classes kept, without the validation split; equal for a data set and its scores,
     which are of training images, whichever images a model is tested on.
     test_key: the same of the test images.
-    whole_classes: classes of which no training example is left in retain.
+    whole_classes: outputs of the classes of which no training example is left in retain; whole_subclasses: the sub-classes
+    likewise, of other classes than these.
     groups: name -> the part of the forget set that is of this group; disjoint, or none.
     scores: which scores they were cut by; see ``groups.Chosen``.
     mislabelled: those of train that have a wrong label (--label_noise).
@@ -86,6 +87,7 @@ class Splits:
     groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     scores: dict[str, Any] = dataclasses.field(default_factory=dict)
     mislabelled: np.ndarray = dataclasses.field(default_factory=lambda: NONE)
+    whole_subclasses: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for a, b in (("train", "val"), ("retain", "forget"), ("retain", "val"), ("forget", "val")):
@@ -163,7 +165,10 @@ class Data:
     @property
     def candidates(self) -> Candidates:
         return Candidates(self.images.y.cpu().numpy(), self.splits.train, self.num_classes, self.splits.images_key,
-                          self.splits.mislabelled, self.outputs)
+                          self.splits.mislabelled, self.outputs, self.fine, self._fine_ood(), self.source)
+
+    def _fine_ood(self) -> tuple[int, ...]:
+        return () if self.ood is None or self.ood.fine is None else tuple(np.unique(self.ood.fine).tolist())
 
     def forgetting(self, chosen: Chosen) -> Data:
         """The same data with another forget set; the rest of the training examples is to be retained."""
@@ -172,8 +177,31 @@ class Data:
         whole = tuple(int(c) for c in np.setdiff1d(y[chosen.forget], y[retain]))
         key = _key(old.data_key + _hash(chosen.forget))
         splits = dataclasses.replace(old, retain=retain, forget=chosen.forget, whole_classes=whole, split_key=key,
-                                     groups=chosen.groups, scores=chosen.scores)
+                                     groups=chosen.groups, scores=chosen.scores,
+                                     whole_subclasses=self._whole_subclasses(chosen.forget, retain, whole))
         return dataclasses.replace(self, splits=splits)
+
+    def _whole_subclasses(self, forget: np.ndarray, retain: np.ndarray, whole: tuple[int, ...]) -> tuple[int, ...]:
+        if self.fine is None:
+            return ()
+        part = forget[~np.isin(self.candidates.y[forget], whole)]
+        return tuple(np.setdiff1d(self.fine[part], self.fine[retain]).tolist())
+
+    def subclasses(self) -> dict[str, np.ndarray]:
+        """By what the outputs of a forget set of some sub-classes are to be judged; empty of any other forget set.
+
+        Returns:
+            forget_fine int64 [n], test_fine int64 [M]: their sub-classes; whole_subclasses: of the splits. Where the forget set
+            lacks a sub-class of its classes, such as one that was named by sub-class.
+        """
+        if self.fine is None or self.fine_test is None or not len(self.splits.forget):
+            return {}
+        y, forget, train = self.candidates.y, self.splits.forget, self.splits.train
+        beside = train[np.isin(y[train], y[forget])]
+        if len(np.setdiff1d(self.fine[beside], self.fine[forget])) == 0:
+            return {}
+        return {"forget_fine": self.fine[forget], "test_fine": self.fine_test,
+                "whole_subclasses": np.array(self.splits.whole_subclasses, np.int64)}
 
     def subset(self, index: np.ndarray) -> Loader:
         """Some training images (int64 [n]) in the order given, for evaluation."""

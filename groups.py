@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sources.arrays import Source
+from sources.kept import ClassNumbers, check_fine, classes_of, labels_of
 from sources.scores import POLARITY, PROXIES, arrays_in, read_scores
 from utils import BadInput, Config, hp, read_whole_numbers, reading, run_of, say, sha256
 
@@ -34,6 +36,8 @@ class ForgetConfig(Config):
                                        digest=False)
     class_to_replace: tuple[int, ...] = hp((-1,), "draw from these classes, all of them without a number; -1: from all",
                                            low=-1, digest=False)
+    subclass_to_replace: ClassNumbers | None = hp(None, "the same of these sub-classes, by fine label (cifar20): 4 or 4,30",
+                                                  digest=False)
     forget_mislabelled: bool = hp(False, "draw from the images that --label_noise gave a wrong label, all of them without "
                                   "a number", digest=False)
     forget_index: str | None = hp(None, "file with the training indices to forget: .npy, .npz, .json, or text with one "
@@ -58,7 +62,8 @@ class ForgetConfig(Config):
 
     def check(self, thirds: bool) -> None:
         """Refuse flags that contradict one another; with ``thirds`` a score may be named to refine a set chosen otherwise."""
-        drawn = self.forget_fraction is not None or self.class_to_replace != (-1,) or self.forget_mislabelled
+        kinds = self.class_to_replace != (-1,) or self.subclass_to_replace is not None
+        drawn = self.forget_fraction is not None or kinds or self.forget_mislabelled
         if self.forget_index is not None and (self.num_indexes_to_replace or drawn or self.mem or self.group_index is not None):
             raise BadInput("--forget_index names the forget set; leave the other flags that choose one away")
         if self.group_index is not None and (self.mem or self.mem_proxy):
@@ -66,7 +71,7 @@ class ForgetConfig(Config):
                            "one of the two")
         if (self.mem or self.group_index is not None) and drawn:
             raise BadInput("--mem and --group_index choose from all classes by number; leave --forget_fraction, "
-                           "--class_to_replace and --forget_mislabelled away")
+                           "--class_to_replace, --subclass_to_replace and --forget_mislabelled away")
         if (self.mem or self.group_index is not None) and self.num_indexes_to_replace is None:
             raise BadInput("say how many examples: --num_indexes_to_replace N")
         if not thirds and (self.mem_proxy or self.scores) and not self.mem and self.group_index is None:
@@ -89,7 +94,8 @@ class Candidates(NamedTuple):
     """What there is to choose from: labels y int64 [N] of all training images, which of them train, and their key.
 
     mislabelled: int64, those of train with a wrong label. outputs: int64 [classes], the label of each class of the data set,
-    -1 of one out of distribution; empty where the labels are the classes.
+    -1 of one out of distribution; empty where the labels are the classes. fine: int64 [N], the sub-classes, or None;
+    fine_ood: those of the images out of distribution; source: of the data set.
     """
 
     y: np.ndarray
@@ -98,22 +104,14 @@ class Candidates(NamedTuple):
     images_key: str
     mislabelled: np.ndarray = np.empty(0, np.int64)
     outputs: np.ndarray = np.empty(0, np.int64)
+    fine: np.ndarray | None = None
+    fine_ood: tuple[int, ...] = ()
+    source: Source | None = None
 
-
-def labels_of(classes: Sequence[int], outputs: np.ndarray, flag: str = "--class_to_replace") -> np.ndarray:
-    """The labels, int64 [n], of some classes of the data set by the map of ``Data.outputs``.
-
-    Raises:
-        BadInput: no such class, or one out of distribution.
-    """
-    for number in classes:
-        if number >= len(outputs):
-            raise BadInput(f"{flag} {number}: the data set has the classes 0-{len(outputs) - 1}")
-        if outputs[number] < 0:
-            gone = ",".join(map(str, np.flatnonzero(outputs < 0)))
-            raise BadInput(f"{flag} {number}: this class is out of distribution (--ood_classes {gone}), so that no model was "
-                           "trained on it; name another class, or an original that was trained on this one")
-    return outputs[np.array(classes, np.int64)]
+    @property
+    def map(self) -> np.ndarray:
+        """``outputs``, of every candidate."""
+        return self.outputs if len(self.outputs) else np.arange(self.num_classes)
 
 
 def choose_forget(cfg: ForgetConfig, pool: Candidates, thirds: bool = False) -> Chosen:
@@ -330,18 +328,21 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
         raise BadInput("give --num_indexes_to_replace or --forget_fraction, not both")
     if -1 in wanted and len(wanted) > 1:
         raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: -1 means all classes and stands alone")
-    if -1 in wanted and not (count or fraction or cfg.forget_mislabelled):
+    if -1 in wanted and not (count or fraction or cfg.forget_mislabelled or cfg.subclass_to_replace):
         raise BadInput("say what to forget: --num_indexes_to_replace N (with --mem, by memorization), --forget_fraction F, "
-                       "--class_to_replace C or --forget_index FILE")
+                       "--class_to_replace C, --subclass_to_replace S or --forget_index FILE")
     if cfg.forget_mislabelled and not len(pool.mislabelled):
         raise BadInput("--forget_mislabelled: no training image has a wrong label; train an original with --label_noise SHARE")
     among = pool.mislabelled if cfg.forget_mislabelled else pool.train
+    flag, asked = "--class_to_replace", wanted
     if -1 not in wanted:
-        outputs = pool.outputs if len(pool.outputs) else np.arange(pool.num_classes)
-        among = among[np.isin(pool.y[among], labels_of(wanted, outputs))]
+        among = among[np.isin(pool.y[among], labels_of(wanted, pool.map))]
+    if cfg.subclass_to_replace:
+        flag, asked = "--subclass_to_replace", cfg.subclass_to_replace
+        among = among[np.isin(_subclasses(cfg, pool)[among], asked)]
     if not len(among):
         kind = "mislabelled" if cfg.forget_mislabelled else "training"
-        raise BadInput(f"--class_to_replace {','.join(map(str, wanted))}: no {kind} example is of these classes")
+        raise BadInput(f"{flag} {','.join(map(str, asked))}: no {kind} example is of {'it' if len(asked) == 1 else 'these'}")
     if fraction:
         count = max(1, round(fraction * len(among)))
     if count is None:
@@ -351,6 +352,26 @@ def _draw_forget(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
     # as published, where the seed less 1 draws; seed 0, which is none there, is the last of RandomState's
     random = np.random.RandomState((cfg.split_seed - 1) % (LAST_SEED + 1))
     return np.sort(random.choice(among, count, replace=False))
+
+
+def _subclasses(cfg: ForgetConfig, pool: Candidates) -> np.ndarray:
+    """The sub-class of every training image, where those that are to be forgotten are among them."""
+    flag = "--subclass_to_replace"
+    check_fine(pool.fine, pool.source, flag)
+    gone = np.flatnonzero(pool.map < 0)
+    for number in cfg.subclass_to_replace:
+        own = pool.y[pool.fine == number]
+        if not len(own) and number in pool.fine_ood:
+            raise BadInput(f"{flag} {number}: this sub-class is out of distribution (--ood_classes, --ood_subclass), so that "
+                           "no model was trained on it; name another, or an original that was trained on this one")
+        if not len(own):
+            raise BadInput(f"{flag} {number}: there is no such sub-class here; there are "
+                           f"{','.join(map(str, np.unique(pool.fine)))}")
+        above = classes_of([np.bincount(own).argmax()], gone)[0]  # of most images, for some may have a wrong label
+        if cfg.class_to_replace != (-1,) and above not in cfg.class_to_replace:
+            raise BadInput(f"{flag} {number} lies in the super-class {above}, not in --class_to_replace "
+                           f"{','.join(map(str, cfg.class_to_replace))}; leave --class_to_replace away")
+    return pool.fine
 
 
 def _read_indices(path: Path, train: np.ndarray, total: int) -> np.ndarray:

@@ -142,7 +142,8 @@ def poison(data: Data, cfg: TriggerConfig) -> Case:
     x[gone], y[gone] = stamp(x[gone], cfg), target
     facts = [cfg.trigger_size, cfg.trigger_margin, cfg.trigger_value, cfg.class_to_replace]
     key = digest_of([data.splits.split_key, *facts])
-    splits = dataclasses.replace(data.splits, whole_classes=(), data_key=key, split_key=key, images_key=key)
+    keys = dict.fromkeys(("data_key", "split_key", "images_key"), key)
+    splits = dataclasses.replace(data.splits, whole_classes=(), whole_subclasses=(), **keys)
     data = dataclasses.replace(data, images=data.images.replaced(x, y), splits=splits)
     return Case(data, dataclasses.replace(data, test=test), target)
 

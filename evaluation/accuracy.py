@@ -26,8 +26,9 @@ METRICS = {
     "forget": ("%", "as retrain's", "accuracy on the forget set"),
     "retain": ("%", "as retrain's", "accuracy on the retain set"),
     "val": ("%", "as retrain's", "accuracy on the validation split, which no stage trains on; over all classes"),
-    "test": ("%", "as retrain's", "accuracy on the test set; of the remaining classes where whole classes are forgotten"),
-    "test_all": ("%", "for information", "accuracy on the test set over all classes"),
+    "test": ("%", "as retrain's", "accuracy on the test set; of the remaining classes and sub-classes where whole ones are "
+             "forgotten"),
+    "test_all": ("%", "for information", "accuracy on the test set over all classes that were trained on"),
     "UA": ("%", "as retrain's", "unlearning accuracy, 100 - forget"),
     "RA": ("%", "as retrain's", "remaining accuracy, retain"),
     "TA": ("%", "as retrain's", "testing accuracy, test"),
@@ -35,8 +36,9 @@ METRICS = {
             "draws (Monte-Carlo error in the record: `mia.error`); a value above retrain's is over-forgetting, not success"),
     "privacy": ("%", "50", "balanced accuracy of the confidence attack on held-out members and non-members"),
     "AUC_forget": ("%", "as retrain's", "ROC AUC of the confidence of the forget set (as members) against test images of the "
-                   "same classes, weighted to its class proportions, classes forgotten whole among them; 50 = not to be told "
-                   "apart, above = still looks like a member, below = over-forgotten"),
+                   "same classes (sub-classes, where the forget set lacks some of its classes'), weighted to its proportions, "
+                   "those forgotten whole among them; 50 = not to be told apart, above = still looks like a member, "
+                   "below = over-forgotten"),
     "AUC_difference": ("points", "0", "AUC_forget minus retrain's"),
     "TPR@1%, TPR@0.1%": ("%", "as retrain's", "share of the forget set above a margin that at most 1 % (0.1 %) of these test "
                          "images exceed; the reason in its place where they are fewer than 1,000 (10,000)"),
@@ -94,7 +96,7 @@ class EvaluationConfig(Config):
 def check(data: Data, cfg: EvaluationConfig) -> None:
     """Refuse, before any training, a split on which the metrics that follow it cannot be computed (BadInput)."""
     test = data.test.y.cpu()
-    left = test[~torch.isin(test, torch.tensor(data.splits.whole_classes, dtype=torch.int64))]
+    left = test[torch.from_numpy(remaining({"test_labels": test.numpy()} | data.subclasses(), data.splits.whole_classes))]
     mia.check_labels(data.loader("retain").labels.cpu(), left, cfg.mia_mode)
 
 
@@ -107,11 +109,12 @@ def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: Evaluatio
         for part, (logits, labels) in zip(parts, found, strict=True):
             arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
                        f"{part}_logits": logits.cpu().numpy()}
+        arrays |= data.subclasses()
         metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
         metrics["collapsed"] = broken(model, run) or metrics["collapsed"]
     run.save_arrays("outputs.npz", **arrays)
     run.result(metrics=metrics, collapsed=metrics["collapsed"] is not None, evaluation=dataclasses.asdict(cfg),
-               whole_classes=data.splits.whole_classes)
+               whole_classes=data.splits.whole_classes, whole_subclasses=data.splits.whole_subclasses)
     return metrics
 
 
@@ -193,7 +196,10 @@ def metrics_of(folder: Path, record: Mapping[str, Any], cfg: EvaluationConfig) -
 
 
 def load_outputs(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of outputs.npz: <part>_index, <part>_labels int64 [N], <part>_logits float32 [N, K]."""
+    """The arrays of outputs.npz: <part>_index, <part>_labels int64 [N], <part>_logits float32 [N, K].
+
+    Those of ``Data.subclasses`` too, of a forget set of some sub-classes.
+    """
     form = {f"{part}_{name}": shape for part in ("retain", "forget", "test") for name, shape in (
         ("index", ("iu", f"{part}")), ("labels", ("iu", f"{part}")), ("logits", ("f", f"{part} classes")))}
     path = folder / "outputs.npz"
@@ -217,7 +223,8 @@ def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], 
         none = dict.fromkeys(("MIA", "privacy", "AUC_forget", *separation.LEVELS))
         return found | none | {"mia": {name: {} for name in ("forget", "privacy", "auc", "auc_forget")}}
     attack = mia.membership(parts["retain"], parts["test"], parts["forget"], **_attack(cfg, seed))
-    apart = separation.forget_against_test(parts["forget"], test_all)
+    kinds = (arrays["forget_fine"], arrays["test_fine"]) if "test_fine" in arrays else None
+    apart = separation.forget_against_test(parts["forget"], test_all, kinds)
     attack["auc_forget"] = apart.pop("auc")
     percent = {name: _percent(attack[name]) for name in ("forget", "privacy", "auc", "auc_forget", "error")}
     return found | {"MIA": percent["forget"]["confidence"], "privacy": percent["privacy"]["confidence"],
@@ -244,7 +251,7 @@ def nonmembers(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...],
 
 
 def _parts(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...]) -> dict[str, mia.Outputs]:
-    """The outputs of each part that there is; the test set's without the classes that are forgotten whole."""
+    """The outputs of each part that there is; the test set's without what is forgotten whole."""
     parts = {part: outputs_of(arrays, part) for part in PARTS if f"{part}_logits" in arrays}
     return parts | {"test": parts["test"].take(np.flatnonzero(remaining(arrays, whole_classes)))}
 
@@ -261,8 +268,9 @@ def _attack(cfg: EvaluationConfig, seed: int) -> dict[str, Any]:
 
 
 def remaining(arrays: Mapping[str, np.ndarray], whole_classes: Sequence[int]) -> np.ndarray:
-    """bool [N]: the test examples that count, which are those of classes that are not forgotten whole."""
-    return ~np.isin(arrays["test_labels"], whole_classes)
+    """bool [N]: the test examples that count, which are those of classes, and sub-classes, that are not forgotten whole."""
+    rows = ~np.isin(arrays["test_labels"], whole_classes)
+    return rows & ~np.isin(arrays["test_fine"], arrays["whole_subclasses"]) if "test_fine" in arrays else rows
 
 
 def line(metrics: Mapping[str, Any]) -> str:

@@ -18,18 +18,19 @@ LEVELS = {"TPR@1%": 0.01, "TPR@0.1%": 0.001}
 FALSE_ALARMS = 10  # so many non-members must be allowed above the threshold; of fewer the rate is hardly known
 
 
-def forget_against_test(forget: Outputs, test: Outputs) -> dict[str, Any]:
+def forget_against_test(forget: Outputs, test: Outputs, kinds: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
     """The forget set as members against test images of the same classes as non-members.
 
     Args:
         test: of all classes, those that are forgotten whole too. Forget examples of a class without test images do not count.
+        kinds: the sub-classes of both, int64 [N] each, by which they are then matched instead.
 
     Returns:
         auc: one-dimensional feature -> ROC AUC in the direction "member", 0 to 1; empty without a class on both sides.
         each of LEVELS: true positive rate at that false positive rate, 0 to 1, by the margin, which orders as the confidence
             does and does not saturate; or why there is none.
     """
-    member_labels, labels = forget.labels.cpu().numpy(), test.labels.cpu().numpy()
+    member_labels, labels = kinds or (forget.labels.cpu().numpy(), test.labels.cpu().numpy())
     classes = max(forget.logits.shape[1], *(int(side.max(initial=0)) + 1 for side in (member_labels, labels)))
     asked, there = (np.bincount(side, minlength=classes) for side in (member_labels, labels))
     kept, others = there[member_labels] > 0, asked[labels] > 0

@@ -11,7 +11,7 @@ from report.notes import BROKEN
 from report.output import Extra, Pivot
 from report.pairs import FilterConfig
 from report.rows import FLOOR, GAP_MEANS, MEAN_GAP, Row
-from report.settings import network_of, pruned_share, way_of
+from report.settings import named, network_of, pruned_share, way_of
 from report.table import Cell, Line, Part, Table
 from report.tables import OF_RETRAIN, cell, digits_of, head_of
 from utils import digest_of
@@ -107,7 +107,7 @@ def sweeps(table: list[Row]) -> list[Sweep]:
             continue
         pruning = training.get("pruning") or {}
         rest = [{name: value for name, value in training.items() if name != "pruning"}, run.record["parent"].get("setup")]
-        network = f"{run.setting('dataset')} {run.setting('arch')}"
+        network = named(run)
         family = rows[0].place._replace(network=network, origin=digest_of([*rest, network_of(run)])[:4])
         families.setdefault(family, {}).setdefault(way_of(pruning), []).append((pruned_share(pruning), rows))
     found = []

@@ -10,10 +10,10 @@ from typing import Any
 from report.settings import is_plan, name_of
 from utils import Saved, flag_words
 
-OF_ANY = ("dataset", "arch", "seed")  # those that a retrain has to pass too
+OF_ANY = ("dataset", "ood_classes", "ood_subclass", "arch", "seed")  # those that a retrain has to pass too
 MANY = ("unlearn", "seed")  # those that name several values, of which a run has to have one
-FILTERS = ("dataset", "arch", "num_indexes_to_replace", "forget_fraction", "class_to_replace", "mem", "mem_proxy",
-           "group_index", "aug", "unlearn", "seed")
+FILTERS = ("dataset", "ood_classes", "ood_subclass", "arch", "num_indexes_to_replace", "forget_fraction", "class_to_replace",
+           "subclass_to_replace", "mem", "mem_proxy", "group_index", "aug", "unlearn", "seed")
 SHOWN = 20  # values that are listed
 
 

@@ -55,9 +55,9 @@ def forget_set(place: Setting, whole: int | None) -> str:
         score = "chunks of entanglement" if place.score == "es chunks" else place.score
         return f"{named} {size} by {score}"
     if place.drawn:
-        kind, among = place.drawn.split()[1], place.drawn.partition(" of class ")[2]
-        return f"{kind} {size}" + (f", of class {among}" if among else "")
-    if place.what.startswith("class"):
+        kind, among = place.drawn.split()[1], place.drawn.partition(" images of ")[2]
+        return f"{kind} {size}" + (f", of {among}" if among else "")
+    if place.what.startswith(("class", "sub-class")):
         return f"{place.what.split(' (')[0]} ({size})"
     return f"{size} chosen"
 

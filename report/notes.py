@@ -74,7 +74,8 @@ def _weak_attack(part: list[Row], columns: tuple[str, ...]) -> list[str]:
     """Where no model of the table tells its forget set from test images; with whole classes forgotten all may, and rightly."""
     aucs = [row.numbers["AUC_forget"].mean for row in part if row.method != FLOOR and "AUC_forget" in row.numbers]
     farthest = max((max(auc, 100 - auc) for auc in aucs), default=100.0)
-    whole = any(pair.run.record["whole_classes"] for row in part for pair in row.pairs)
+    whole = any(pair.run.record["whole_classes"] or pair.run.record.get("whole_subclasses")
+                for row in part for pair in row.pairs)
     if whole or farthest >= WEAK or not {"MIA", MEAN_GAP} & set(columns):
         return []
     return [f"No model here tells its forget set from test images by confidence (AUC at most {farthest:.1f} %): MIA, and "

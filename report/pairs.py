@@ -17,6 +17,7 @@ from report.folders import folder_of
 from report.missing import listed, missing
 from report.settings import Setting, departures, name_of, pairing, places, told_apart
 from report.variants import variant_of
+from sources.kept import ClassNumbers
 from sources.scores import PROXIES
 from utils import BadInput, Saved, damage, hp, read_arrays, survey
 
@@ -34,12 +35,15 @@ class FilterConfig(EvaluationConfig):
     out: str | None = hp(None, "folder of the tables and plots (default: SAVE_DIR/analysis, and in it for each choice by the "
                          "other flags a folder named after it, such as seed=1)")
     dataset: str | None = hp(None, "only this data set")
+    ood_classes: ClassNumbers | None = hp(None, "only originals that were not trained on these classes, and on all others")
+    ood_subclass: ClassNumbers | None = hp(None, "the same of sub-classes")
     arch: str | None = hp(None, "only this architecture")
     unlearn: tuple[str, ...] | None = hp(None, "only these methods, by name, and the plans of main_rum.py by them; or plans by "
                                          "their kind (RUM, RUM^F, shuffle, vanilla) or whole name; retrain is always there")
     num_indexes_to_replace: int | None = hp(None, "only forget sets asked for by this number")
     forget_fraction: float | None = hp(None, "only forget sets asked for by this share")
     class_to_replace: tuple[int, ...] | None = hp(None, "only forget sets of these classes")
+    subclass_to_replace: ClassNumbers | None = hp(None, "only forget sets of these sub-classes")
     mem: str | None = hp(None, "only forget sets of this group", choices=(*LEVELS, "mix"))
     mem_proxy: str | None = hp(None, "only forget sets cut by this score", choices=("memorization", *PROXIES))
     group_index: int | None = hp(None, "only forget sets of this chunk of the entanglement experiment", low=-1)

@@ -18,7 +18,7 @@ from report.output import Extra
 from report.pairs import FilterConfig
 from report.rows import FLOOR, Row
 from report.scatter import Point, Scatter
-from report.settings import pruned_share, way_of
+from report.settings import named, pruned_share, way_of
 from report.sheet import Axis, Dot
 
 TABLE = Path(__file__).resolve().parent.parent / "benchmarks" / "published" / "model_sparsity.csv"
@@ -117,7 +117,7 @@ def gaps(table: Iterable[Row]) -> list[Gap]:
         if "of class" in place.drawn:
             continue
         pruning = training.get("pruning") or {}
-        network = f"{row.pairs[0].run.setting('dataset')} {row.pairs[0].run.setting('arch')}"
+        network = named(row.pairs[0].run)
         kind, share = kind_of(network, way_of(pruning), place.what), round(pruned_share(pruning), 4)
         base = theirs.get((kind, "retrain", share))
         names = [there for name in row.pairs[0].method.split(" = ") if (there := theirs.get((kind, name, share)))]

@@ -10,6 +10,8 @@ from sources.kept import classes_of
 from unlearn import METHODS
 from utils import Saved, digest_of
 
+LEFT_OUT = ("ood_classes", "ood_subclass")
+
 
 class Setting(NamedTuple):
     """What the runs share that are averaged over seeds: network, original's training, forget set, reference.
@@ -102,6 +104,20 @@ def network_of(run: Saved) -> dict[str, Any]:
     return {name: value for name, value in run.record["settings"].get("model", {}).items() if name != "num_classes"}
 
 
+def left_out(run: Saved) -> str:
+    """Which classes and sub-classes its original was not trained on, as they are out of distribution; "" where none is."""
+    found = []
+    for name, one, more in (("ood_classes", "class", "classes"), ("ood_subclass", "sub-class", "sub-classes")):
+        if numbers := run.setting(name):
+            found.append(f"{one if len(numbers) == 1 else more} {','.join(map(str, numbers))}")
+    return f"without {' and '.join(found)}" if found else ""
+
+
+def named(run: Saved) -> str:
+    """The data set, the architecture, and what was left out of the original's training."""
+    return " ".join(filter(None, [run.setting("dataset"), run.setting("arch"), left_out(run)]))
+
+
 def departures(retrain: Saved) -> str:
     """Settings of a retrain that are not those of its original's training, in words; "" where it was trained as that was.
 
@@ -141,12 +157,16 @@ def machine_of(record: Mapping[str, Any]) -> str:
 def by_split(run: Saved, drawn: Mapping[str, str]) -> Setting:
     """The setting of a run by its forget set itself, however that was asked for; drawn: split_key -> how it was drawn."""
     record = run.record
-    network = (run.setting("dataset"), run.setting("arch"))
+    network = (named(run),)
     pruning = (record["parent"].get("training") or {}).get("pruning") or {}
-    origin = digest_of([record["parent"].get("training"), record["parent"].get("setup"), network_of(run), *network])[:4]
+    told = [record["parent"].get("training"), record["parent"].get("setup"), network_of(run)]
+    origin = digest_of([*told, run.setting("dataset"), run.setting("arch")])[:4]
     network += tuple(f"{100 * share:.4g} % pruned" for share in [pruned_share(pruning)] if share)
-    size, whole = record["forget_size"], ",".join(map(str, classes_of(record["whole_classes"], run.setting("ood_classes"))))
-    what = f"class {whole} ({size} images)" if whole else f"{size} images"
+    size = record["forget_size"]
+    whole = {"class": classes_of(record["whole_classes"], run.setting("ood_classes")),
+             "sub-class": record.get("whole_subclasses", [])}
+    told = " and ".join(f"{kind} {','.join(map(str, numbers))}" for kind, numbers in whole.items() if numbers)
+    what = f"{told} ({size} images)" if told else f"{size} images"
     return Setting(" ".join(network), what, size, "", "", 0, record["data_key"], origin, record["split_key"][:6],
                    drawn.get(record["split_key"], ""))
 
@@ -154,10 +174,11 @@ def by_split(run: Saved, drawn: Mapping[str, str]) -> Setting:
 def _drawn(run: Saved) -> str:
     """How a run's forget set was drawn at random, the same for every --split_seed; "" where it was not, or whole classes."""
     chosen = [run.setting(name) for name in ("forget_index", "mem", "group_index", "requests")]
-    if any(value is not None for value in chosen) or run.record["whole_classes"]:
+    if any(value is not None for value in chosen) or run.record["whole_classes"] or run.record.get("whole_subclasses"):
         return ""
-    classes = list(run.setting("class_to_replace"))
-    among = "" if classes == [-1] else f" of class {','.join(map(str, classes))}"
+    classes, fine = run.setting("class_to_replace"), run.setting("subclass_to_replace")
+    among = "" if list(classes) == [-1] else f" of class {','.join(map(str, classes))}"
+    among = f" of sub-class {','.join(map(str, fine))}" if fine else among
     kind = "mislabelled" if run.setting("forget_mislabelled") else "random"
     return f"{run.record['forget_size']} {kind} images{among}"
 
@@ -208,8 +229,9 @@ def told_apart(origins: Iterable[tuple[Setting, Saved]]) -> dict[str, str]:
     for setting, run in origins:
         parent = run.record["parent"]
         training = {name: value for name, value in (parent.get("training") or {}).items() if name != "pruning"}
-        network = f"{run.setting('dataset')} {run.setting('arch')}"
+        network = named(run)
         facts = training | (parent.get("setup") or {}) | network_of(run)
+        facts = {name: value for name, value in facts.items() if name not in LEFT_OUT}  # which the network's name tells
         known.setdefault(network, {})[setting.origin] = facts
     found = {}
     for family in known.values():

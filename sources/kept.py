@@ -143,13 +143,29 @@ def output_map(count: int, ood_classes: Iterable[int]) -> np.ndarray:
 def classes_of(outputs: Iterable[int], ood_classes: Iterable[int] | None) -> list[int]:
     """The classes of the data set that some outputs stand for: the other way round than ``output_map``."""
     found = []
-    gone = sorted(set(ood_classes or ()))
+    gone = sorted(set(() if ood_classes is None else ood_classes))
     for output in outputs:
         number = int(output)
         for left_out in gone:  # ascending: each one at or below moves the class on
             number += left_out <= number
         found.append(number)
     return found
+
+
+def labels_of(classes: Sequence[int], outputs: np.ndarray, flag: str = "--class_to_replace") -> np.ndarray:
+    """The labels, int64 [n], of some classes of the data set by the map of ``Data.outputs``.
+
+    Raises:
+        BadInput: no such class, or one out of distribution.
+    """
+    for number in classes:
+        if number >= len(outputs):
+            raise BadInput(f"{flag} {number}: the data set has the classes 0-{len(outputs) - 1}")
+        if outputs[number] < 0:
+            gone = ",".join(map(str, np.flatnonzero(outputs < 0)))
+            raise BadInput(f"{flag} {number}: this class is out of distribution (--ood_classes {gone}), so that no model was "
+                           "trained on it; name another class, or an original that was trained on this one")
+    return outputs[np.array(classes, np.int64)]
 
 
 def _apart(x: np.ndarray, y: np.ndarray, fine: np.ndarray | None, outputs: np.ndarray,

@@ -44,7 +44,7 @@ checkpoint of another schema | forget | --checkpoint {future_model} --arch resne
     schema 99 & main_train.py
 published checkpoint of another architecture | forget | --checkpoint {published} --arch resnet32s {ON_FILE} | \
     do not fit resnet32s & --arch
-published checkpoint of other classes | forget | --checkpoint {published} {TWO} {FT} {SOME} | 3 classes & 2 were asked
+published checkpoint of other classes | forget | --checkpoint {published} {TWO} {FT} {SOME} | of 3 outputs & has 2 classes
 published checkpoint of another stem | forget | --checkpoint {stem} --arch resnet18 {ON_FILE} | stem & --imagenet_arch
 checkpoint without a weight | forget | --checkpoint {lacking} --arch resnet8s {ON_FILE} | \
     lacking.pt & conv1.weight is missing

@@ -53,6 +53,8 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
         return not default
     if issubclass(kind, str):
         return "elsewhere"
+    if issubclass(kind, tuple):  # classes
+        return kind((1,))
     if kind is int:
         return int(max(default or 0, meta["low"])) + 1
     return 0.5 if default is None else default / 2 or 0.03

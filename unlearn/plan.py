@@ -310,8 +310,9 @@ def forget_of(cfg: PlanConfig, forget: ForgetConfig) -> ForgetConfig | None:
     """The flags that choose the forget set; None where ``--requests`` does."""
     if cfg.requests is None:
         return forget
-    chosen = [f"--{name}" for name in ("num_indexes_to_replace", "forget_fraction", "forget_index", "mem", "group_index")
-              if getattr(forget, name) is not None] + ["--class_to_replace"] * (forget.class_to_replace != (-1,))
+    names = ("num_indexes_to_replace", "forget_fraction", "subclass_to_replace", "forget_index", "mem", "group_index")
+    chosen = [f"--{name}" for name in names if getattr(forget, name) is not None]
+    chosen += ["--class_to_replace"] * (forget.class_to_replace != (-1,))
     chosen += ["--forget_mislabelled"] * forget.forget_mislabelled
     if chosen:
         raise BadInput(f"--requests names what to forget; leave {', '.join(chosen)} away")
