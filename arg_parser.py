@@ -22,6 +22,7 @@ from typing import Any
 import commands
 import dataset
 import groups as grouping
+import setups
 import stages
 from sources.scores import find_scores
 from stages import CHOOSERS, STAGES
@@ -92,7 +93,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     if chooser == "method" and chosen is None and "plan" not in groups and not {"-h", "--help"} & set(argv):
         raise BadInput(f"--unlearn METHOD is missing; known: {', '.join(stages.allowed(stage))}")
     argv = stages.without(argv, stages.idle_in(groups))
-    typed = _typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage)
+    typed = setups.completed(_typed(parser, groups, stages.joined(argv, _forms(stage, groups)), stage), groups)
     kinds = {"class_to_replace", "subclass_to_replace"}
     if stage == "forget" and "--mask" in given and "num_indexes_to_replace" in typed and not kinds & typed.keys():
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
@@ -103,7 +104,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()
     args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)
-    args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent")}
+    args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent", "setup")}
     if "data" in groups:
         words = [args.data.dataset, args.model.arch, *([chosen.name] if chosen else []), f"s{args.rt.seed}"]
         args.label = "-".join(words)

@@ -17,6 +17,7 @@ from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
 from pruner.plan import PruneConfig, SynFlowConfig
 from report.pairs import AnalysisConfig, FilterConfig
+from setups import SetupConfig
 from unlearn.plan import PlanConfig
 from unlearn.saliency import CleanseMaskConfig, SaliencyConfig
 from utils import BadInput, Config, Registry, RunConfig, RuntimeConfig, hp, say, shown
@@ -96,7 +97,7 @@ class ScoreConfig(Config):
                             digest=False)
 
 
-BASE = {"protocol": ProtocolConfig, "data": dataset.DataConfig, "model": models.ModelConfig}
+BASE = {"setup": SetupConfig, "protocol": ProtocolConfig, "data": dataset.DataConfig, "model": models.ModelConfig}
 TAIL = {"rt": RuntimeConfig, "run": RunConfig}
 ON_ORIGINAL = {**BASE, "parent": ParentConfig, "forget": groups.ForgetConfig}
 UNLEARN = {**ON_ORIGINAL, "method": MethodConfig, "mask": SaliencyMaskConfig, "evaluation": EvaluationConfig, **TAIL}
@@ -111,8 +112,8 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "backdoor": ("main_backdoor.py", {**BASE, "parent": TrojanConfig, "plant": PlantConfig, "method": MethodConfig,
                                        "mask": CleanseMaskConfig, **TAIL}),
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
-    "analysis": ("analysis.py", {"cfg": AnalysisConfig}),
-    "analysis_mia": ("analysis_mia.py", {"cfg": FilterConfig}),
+    "analysis": ("analysis.py", {"setup": SetupConfig, "cfg": AnalysisConfig}),
+    "analysis_mia": ("analysis_mia.py", {"setup": SetupConfig, "cfg": FilterConfig}),
 }
 # (stage, group, setting) -> its flag there, where its own name means another group's setting
 FLAGS = {("backdoor", "cfg", "rate"): "unlearn_rate"}

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import models
+import setups
 import sources
 from evaluation.accuracy import METRICS
 from memorization import SCORES
@@ -38,6 +39,7 @@ def tables() -> dict[str, str]:
         "departures": markdown(("method", "where it differs from the published code"), departs),
         "models": markdown(networks[0], networks[1:]),
         "datasets": markdown(("`--dataset`", "classes", "size", "training / test", "read from"), sources.table()),
+        "setups": markdown(("`--setup`", "stands for", "outputs", "what it is"), setups.table()),
         "metrics": markdown(("metric", "unit", "healthy direction", "meaning"), metrics),
     }
 

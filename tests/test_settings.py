@@ -27,7 +27,8 @@ from utils import Config, Run, RunConfig, Runtime
 OUTSIDE_THE_DIGEST = {
     "data", "download", "any_size", "num_classes", "progress", "save_dir", "force", "resume_every", "mia", "split_seed",
     "any_scores", "mia_mode", "mia_draws", "mia_fits", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction",
-    "class_to_replace", "forget_mislabelled", "forget_index", "mem", "mem_proxy", "group_index", "scores", "plan",
+    "setup", "class_to_replace", "subclass_to_replace",
+    "forget_mislabelled", "forget_index", "mem", "mem_proxy", "group_index", "scores", "plan",
     "plan_label", "plan_name", "order", "shuffle", "budget", "requests", "subsets",
     "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature", "rewind_pth"}
 # settings that need another beside them, or a value of their own form: what they are changed from, and to
