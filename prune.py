@@ -29,9 +29,9 @@ def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Ru
     opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose=purpose, mask=mask, l1=cfg.alpha)
     for epoch in resumable(cfg.epochs - first if epochs is None else epochs, opt, rt, run):
         if epoch == snapshot > 0:
-            about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-            run.save_tensors("rewind.pt", {"state_dict": state, "data_key": run.values["data_key"], **about})
+            run.save_tensors("rewind.pt", {"state_dict": state, "data_key": run.values["data_key"],
+                                           **models.about(model)})
         opt.at = first + epoch
         run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy), lr=opt.rate(1))
 

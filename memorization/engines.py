@@ -141,7 +141,7 @@ def serial(setup: Setup, subset: Subset, numbers: Iterable[int]) -> Iterator[Tra
 
 
 def stackable(model: nn.Module) -> bool:
-    return not any(isinstance(part, nn.Dropout) and part.p for part in model.modules())
+    return not any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p for part in model.modules())
 
 
 class Stack(nn.Module):

@@ -6,7 +6,7 @@
     model, mask = models.load_peer("0model_SA_best.pth.tar", "resnet18")
 """
 
-from models.files import ModelConfig, load, new, save
+from models.files import ModelConfig, about, load, new, save
 from models.layers import Classifier, Normalize, embed, fold_batchnorm
 from models.originals import Original, check_whole, find_original, load_original, locate, record_inside, whereabouts
 from models.peer import infer_num_classes, load_peer, load_state, read_safely
@@ -19,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "Normalize",
     "Original",
+    "about",
     "build",
     "build_empty",
     "check_whole",

@@ -67,6 +67,11 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
     return model
 
 
+def _side(cfg: ModelConfig, data: Any) -> int | None:
+    """Pixels a side of the data set's images, for a network that depends on it."""
+    return data.images.x.shape[1] if ARCHS[cfg.arch].patch else None
+
+
 def _normalisation(model: nn.Module) -> tuple[list[float], list[float]]:
     return model.normalize.mean.tolist(), model.normalize.std.tolist()
 
@@ -91,13 +96,19 @@ def misfit(found: int, data: Any) -> BadInput:
 
 def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
     """Write model.pt: weights, architecture and class count, and a pruned model's mask, whose weights must be 0 already."""
-    about = {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet}
     params = dict(model.named_parameters())
     moved = [name for name, part in (mask or {}).items() if bool(params[name].detach()[~part.to(params[name].device)].any())]
     assert not moved, f"pruned weights are not 0 in {', '.join(moved)}: what was evaluated is not what would be saved"
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     kept = {} if mask is None else {"mask": {name: part.cpu() for name, part in mask.items()}}
-    run.save_tensors("model.pt", {"state_dict": state, **about, **kept})
+    run.save_tensors("model.pt", {"state_dict": state, **about(model), **kept})
+
+
+def about(model: nn.Module) -> dict[str, Any]:
+    """What a file says of the structure of its model."""
+    size = getattr(model, "image_size", None)
+    return {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet,
+            **({} if size is None else {"image_size": size})}
 
 
 class Loaded(NamedTuple):
@@ -136,17 +147,19 @@ def load_file(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> Loaded:
 
 def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
     """The model of a model.pt of this suite."""
-    about = {name: content.get(name) for name in ("arch", "num_classes", "imagenet")}
     wanted = {"arch": cfg.arch, "num_classes": data.num_classes, "imagenet": cfg.imagenet_arch}
-    if content["schema"] != SCHEMA or "state_dict" not in content or None in about.values():
+    size = _side(cfg, data)
+    wanted |= {} if size is None else {"image_size": size}
+    told = {name: content.get(name) for name in wanted}
+    if content["schema"] != SCHEMA or "state_dict" not in content or None in told.values():
         raise BadInput(f"no model of this version (schema {content['schema']}); main_train.py writes model.pt")
     for name, mine in wanted.items():
-        if about[name] != mine and name == "num_classes" and isinstance(about[name], int):
-            raise misfit(about[name], data)
-        if about[name] != mine:
-            raise BadInput(f"a model with {name} {about[name]}, not {mine}; give the --arch, --dataset and --classes it was "
+        if told[name] != mine and name == "num_classes" and isinstance(told[name], int):
+            raise misfit(told[name], data)
+        if told[name] != mine:
+            raise BadInput(f"a model with {name} {told[name]}, not {mine}; give the --arch, --dataset and --classes it was "
                            "trained with")
-    model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch), content.get("mask")
+    model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch, image_size=size), content.get("mask")
     load_state(model, tensors(content["state_dict"], model.state_dict().keys()))
     if mask is not None:
         _check_mask(model, mask)
@@ -155,7 +168,8 @@ def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
 
 def _theirs(content: Any, cfg: ModelConfig, data: Any) -> Loaded:
     """The model of somebody else's file."""
-    model, mask, own = read_peer(content, cfg.arch, None, cfg.imagenet_arch, *cfg.statistics(data.source))
+    model, mask, own = read_peer(content, cfg.arch, None, cfg.imagenet_arch, *cfg.statistics(data.source),
+                                 image_size=_side(cfg, data))
     if model.num_classes != data.num_classes:
         raise misfit(model.num_classes, data)
     if mask is not None:  # a convolution that was left whole has no pair in the file, but a place in our masks

@@ -60,20 +60,22 @@ class AveragePool(nn.AdaptiveAvgPool2d):
 
 
 class Classifier(nn.Module):
-    """Images to logits in two halves: ``features_of`` ends with ``avgpool``, ``classify`` is the head.
+    """Images to logits in two halves: ``features_of``, and ``classify``, which is the head.
 
     Attributes:
-        arch, num_classes, imagenet: how ``build`` made it; what a checkpoint must say to make it again.
+        arch, num_classes, imagenet, image_size: how ``build`` made it; what a checkpoint must say to make it again. The last
+            is None where the network is the same for images of any size.
     """
 
     arch: str
     num_classes: int
     imagenet: bool
+    image_size: int | None = None
     normalize: Normalize
-    avgpool: nn.Module
 
     def features_of(self, x: Tensor) -> Tensor:
-        """float [B, F], the flattened output of ``avgpool``, of images float [B, 3, H, W] in [0, 1]."""
+        """float [B, F], what the head is given (of a convolutional network the output of ``avgpool``), of images float
+        [B, 3, H, W] in [0, 1]."""
         raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class Classifier(nn.Module):
 
 
 def embed(model: Classifier, x: Tensor) -> Tensor:
-    """Features float [B, F], the flattened output of ``avgpool``, of images float [B, 3, H, W] in [0, 1].
+    """Features float [B, F], what the head is given, of images float [B, 3, H, W] in [0, 1].
 
     Gradients, train or eval mode, and autocast are the caller's.
     """
@@ -100,8 +102,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch normalisations are folded into the convolutions before them.
 
     Logits equal those of the model in eval mode up to rounding, in fewer passes over the activations. Holds for models
-    that define each BatchNorm2d directly after the convolution it follows, as all of ours do (a test goes through the
-    registry); one that stands elsewhere is kept. The copy's parameters need no gradient; the model is not touched.
+    that define a BatchNorm2d directly after a convolution only where it follows that, as all of ours do (a test goes through
+    the registry); one that stands elsewhere, such as before its convolution, is kept. The copy's parameters need no gradient;
+    the model is not touched.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for parent, conv, norm in list(_conv_norm_pairs(folded)):

@@ -109,6 +109,7 @@ def load_peer(
     imagenet: bool | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    image_size: int | None = None,
 ) -> tuple[Classifier, Mask | None]:
     """A model and its pruning mask from a published checkpoint; draws no random numbers.
 
@@ -122,6 +123,7 @@ def load_peer(
         num_classes: must be the file's where given.
         imagenet: whether the weights are of the ImageNet stem; found out by default, and must agree where given.
         mean, std: the normalisation of a file that has none; one in the file goes before these.
+        image_size: pixels a side, for a network that depends on it; 32 if None.
 
     Returns:
         The model on the CPU in train mode, and of a pruned one the mask: bool of the parameter's shape for each pruned
@@ -132,7 +134,7 @@ def load_peer(
     """
     content = source if isinstance(source, Mapping) else read_safely(Path(source))
     with _naming(source):
-        return read_peer(content, arch, num_classes, imagenet, mean, std)[:2]
+        return read_peer(content, arch, num_classes, imagenet, mean, std, image_size=image_size)[:2]
 
 
 @contextlib.contextmanager
@@ -150,6 +152,8 @@ def read_peer(
     imagenet: bool | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    *,
+    image_size: int | None = None,
 ) -> tuple[Classifier, Mask | None, bool]:
     """As ``load_peer``, of a file's content; and whether the normalisation is the file's own."""
     family = ARCHS[arch]
@@ -158,7 +162,7 @@ def read_peer(
     own = any(key in state for key in NORMALIZE)
     state |= _normalisation(state, mean, std)
     stem = _has_imagenet_stem(state, family, found)
-    model = build_empty(arch, found, imagenet=stem)
+    model = build_empty(arch, found, imagenet=stem, image_size=image_size)
     if not any(key.endswith(COUNTER) for key in state):
         state |= {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(COUNTER)}
     load_state(model, state)  # first of all, for weights of another network have other classes and stems too

@@ -8,11 +8,15 @@ from functools import partial
 
 import torch
 
+from models.allcnn import AllCNN
 from models.layers import Classifier, Normalize
 from models.resnet import BasicBlock, Bottleneck, CifarResNet, Projection, ResNet
 from models.vgg import vgg_imagenet, vgg_lottery, vgg_small
+from models.vit import PATCH, ViT
+from models.wide import WideResNet
 from utils import BadInput, Registry
 
+CIFAR_SIZE = 32  # pixels a side
 IMAGENET_MIN_SIZE = 32  # smallest image side with the ImageNet stem: five halvings in either family
 
 
@@ -21,27 +25,39 @@ class Arch:
     """An architecture: how to make it and what it accepts.
 
     Attributes:
-        build: (number of classes, normalising layer) -> the structure with the CIFAR stem.
+        build: (number of classes, normalising layer) -> the structure with the CIFAR stem; where ``patch`` is not 0 it takes
+            ``image_size`` too.
         min_size: smallest image side in pixels, with the CIFAR stem: the product of its strides.
         docs: one line for the README.
         head: name of the module whose last linear layer has one row for each class.
         build_imagenet: the same with an ImageNet stem; None where there is none.
+        patch: pixels that the images' side is a multiple of, since the network has a weight for each place of a patch; 0 where
+            one network takes images of any size.
     """
 
     name: str
-    build: Callable[[int, Normalize], Classifier]
+    build: Callable[..., Classifier]
     min_size: int
     docs: str
     head: str
     build_imagenet: Callable[[int, Normalize], Classifier] | None = None
+    patch: int = 0
 
     @property
     def imagenet(self) -> bool:
         """Whether there is an ImageNet stem."""
         return self.build_imagenet is not None
 
-    def make(self, num_classes: int, normalize: Normalize | None = None, *, imagenet: bool = False) -> Classifier:
+    def takes(self, image_size: int) -> bool:
+        """Whether images of this side fit, with the CIFAR stem."""
+        return image_size >= self.min_size and not (self.patch and image_size % self.patch)
+
+    def make(self, num_classes: int, normalize: Normalize | None = None, *, imagenet: bool = False,
+             image_size: int | None = None) -> Classifier:
         """The model's structure with torch's default initialisation, for ``build`` and ``build_empty`` to go on from.
+
+        Args:
+            image_size: pixels a side, for a network that depends on it; 32 if None.
 
         Raises:
             BadInput: fewer than 2 classes, or an ImageNet stem where there is none.
@@ -52,8 +68,10 @@ class Arch:
             having = ", ".join(name for name in ARCHS.names() if ARCHS[name].imagenet)
             raise BadInput(f"{self.name} has no ImageNet stem; these have one: {having}")
         structure = self.build_imagenet if imagenet else self.build
-        model = structure(num_classes, normalize or Normalize((0.0,) * 3, (1.0,) * 3))
+        sized = {"image_size": image_size or CIFAR_SIZE} if self.patch else {}
+        model = structure(num_classes, normalize or Normalize((0.0,) * 3, (1.0,) * 3), **sized)
         model.arch, model.num_classes, model.imagenet = self.name, num_classes, imagenet
+        model.image_size = sized.get("image_size")
         return model
 
 
@@ -76,9 +94,16 @@ def _vgg(name: str, depths: Sequence[int]) -> None:
     ARCHS.add(name, Arch(name, partial(vgg_small, depths), 16, docs, "classifier", partial(vgg_imagenet, depths)))
 
 
+def _wide(name: str, depth: int, width: int) -> None:
+    docs = f"wide residual network, {depth} layers, {width} times as wide"
+    ARCHS.add(name, Arch(name, partial(WideResNet, depth, width), 4, docs, "fc"))
+
+
 _resnet("resnet18", BasicBlock, (2, 2, 2, 2))
 _resnet("resnet34", BasicBlock, (3, 4, 6, 3))
 _resnet("resnet50", Bottleneck, (3, 4, 6, 3))
+_resnet("resnet101", Bottleneck, (3, 4, 23, 3))
+_resnet("resnet152", Bottleneck, (3, 8, 36, 3))
 _cifar_resnet("resnet8s", 1)
 _cifar_resnet("resnet20s", 3)
 _cifar_resnet("resnet32s", 5)
@@ -93,6 +118,11 @@ ARCHS.add("vgg16_bn_lth", Arch(
     "vgg16_bn_lth", partial(vgg_lottery, (2, 2, 3, 3, 3)), 16,
     "convolutions with bias, four max-pools, one linear layer", "classifier",
 ))
+_wide("wrn_28_2", 28, 2)
+_wide("wrn_40_2", 40, 2)
+ARCHS.add("allcnn", Arch("allcnn", AllCNN, 9, "All-CNN-C, strided convolutions instead of pooling, with batch norm", "fc"))
+ARCHS.add("vit", Arch("vit", ViT, PATCH, "vision transformer for small images: shifted patches of 4, locality attention, 4 "
+                      "blocks of 512; sides a multiple of 4", "fc", patch=PATCH))
 
 
 def build(
@@ -109,31 +139,33 @@ def build(
     Args:
         mean, std: of each of the three colours, for images in [0, 1].
         imagenet: the ImageNet stem (ResNet) or layout (VGG) instead of the one for small images.
-        image_size: the smaller side of the images in pixels, to be checked against what the architecture accepts.
+        image_size: the side of the images in pixels, to be checked against what the architecture accepts.
 
     Raises:
         BadInput: unknown name, fewer than 2 classes, no ImageNet stem, images too small, mean or std not 3 numbers.
     """
     arch = ARCHS[name]
     min_size = IMAGENET_MIN_SIZE if imagenet and arch.imagenet else arch.min_size
-    if image_size is not None and image_size < min_size:
-        fitting = [n for n in ARCHS.names() if ARCHS[n].min_size <= image_size]
+    small = image_size is not None and image_size < min_size
+    if small or (image_size is not None and not imagenet and not arch.takes(image_size)):
+        fitting = [n for n in ARCHS.names() if ARCHS[n].takes(image_size)]
+        wanted = f"of at least {min_size} pixels a side" if small else f"whose side is a multiple of {arch.patch} pixels"
         advice = f"these take it: {', '.join(fitting)}" if fitting else "use larger images"
         stem = " with the ImageNet stem" if imagenet else ""
-        raise BadInput(f"{name}{stem} needs images of at least {min_size} pixels a side; got {image_size}; {advice}")
-    model = arch.make(num_classes, Normalize(mean, std), imagenet=imagenet)
+        raise BadInput(f"{name}{stem} needs images {wanted}; got {image_size}; {advice}")
+    model = arch.make(num_classes, Normalize(mean, std), imagenet=imagenet, image_size=image_size)
     model.reset_parameters()
     return model
 
 
-def build_empty(name: str, num_classes: int, *, imagenet: bool = False) -> Classifier:
+def build_empty(name: str, num_classes: int, *, imagenet: bool = False, image_size: int | None = None) -> Classifier:
     """A model with memory but no values yet, normalisation included, for ``load_state``; draws no random numbers.
 
     Raises:
         BadInput: unknown name, fewer than 2 classes, no ImageNet stem.
     """
     with torch.device("meta"):
-        model = ARCHS[name].make(num_classes, imagenet=imagenet)
+        model = ARCHS[name].make(num_classes, imagenet=imagenet, image_size=image_size)
     # as to_empty does, which would first import sympy (0.4 s)
     memory = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in model.state_dict().items()}
     model.load_state_dict(memory, assign=True)

@@ -21,7 +21,8 @@ FAMILIES = (
     (r"features\.denseblock\d+\.", "a DenseNet of torchvision"),
     (r"layer1\.0\.shortcut\.|(^|\.)layer\d\.\d+\.shortcut\.\d", "a ResNet with `shortcut` and `linear` in its names, as in "
                                                               "pytorch-cifar"),
-    (r"block1\.layer\.0\.", "a wide ResNet"),
+    (r"block1\.layer\.0\.", "a wide ResNet of another layout"),
+    (r"to_patch_embedding\.|transformer\.layers\.\d+\.\d+\.", "a vision transformer of another layout"),
     (r"layer1\.0\.conv\d\.weight", "a ResNet of torchvision's form, of another depth or width"),
     (r"features\.0\.weight", "a network of torchvision's VGG form, of another depth or head"),
 )

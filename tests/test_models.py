@@ -26,9 +26,9 @@ def structure(name: str, num_classes: int = 10, *, imagenet: bool = False) -> nn
         return models.ARCHS[name].make(num_classes, imagenet=imagenet)
 
 
-def perturbed(name: str, num_classes: int = 10, *, imagenet: bool = False, seed: int = 0) -> Any:
+def perturbed(name: str, num_classes: int = 10, *, imagenet: bool = False, seed: int = 0, size: int = 32) -> Any:
     """A model in eval mode with every weight and every buffer at random, away from where initialisation puts it."""
-    model = models.build_empty(name, num_classes, imagenet=imagenet).eval()
+    model = models.build_empty(name, num_classes, imagenet=imagenet, image_size=size).eval()
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.state_dict().items():
         if value.dim() > 1:
@@ -294,8 +294,9 @@ def test_what_cannot_be_built_is_bad_input() -> None:
 
 @pytest.mark.parametrize("name", models.ARCHS.names())
 def test_every_architecture_takes_its_smallest_image(name: str) -> None:
-    model = models.build_empty(name, 3).eval()
-    assert model(images(1, models.ARCHS[name].min_size)).shape == (1, 3)
+    size = models.ARCHS[name].min_size
+    model = models.build_empty(name, 3, image_size=size).eval()
+    assert model(images(1, size)).shape == (1, 3)
 
 
 def test_importing_models_imports_neither_torchvision_nor_dynamo() -> None:
@@ -311,14 +312,19 @@ def test_importing_models_imports_neither_torchvision_nor_dynamo() -> None:
 
 
 @pytest.mark.parametrize(("name", "imagenet"), [(n, False) for n in models.ARCHS.names()] + [("resnet18", True)])
-def test_folding_leaves_no_batchnorm_and_the_same_logits(name: str, imagenet: bool) -> None:
-    model = perturbed(name, imagenet=imagenet).to(memory_format=torch.channels_last).train()
+def test_folding_leaves_no_batchnorm_behind_a_convolution_and_the_same_logits(name: str, imagenet: bool) -> None:
+    """Those of a wide ResNet that stand before their convolution are kept: one in a block, and the one before the head."""
+    size = 32 if imagenet else models.ARCHS[name].min_size
+    model = perturbed(name, imagenet=imagenet, size=size).to(memory_format=torch.channels_last).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    x = images(size=32 if imagenet else models.ARCHS[name].min_size)
+    x = images(size=size)
     folded = models.fold_batchnorm(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    left = [own for own, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    blocks = {"wrn_28_2": 12, "wrn_40_2": 18}.get(name, 0)
+    assert len(left) == (blocks + 1 if blocks else 0) and all(own == "bn" or own.endswith(".bn1") for own in left)
     convs = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
-    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) and c.bias is not None for c in convs)
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convs)
+    assert sum(c.bias is not None for c in convs) == (blocks or len(convs))
     assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not folded.training and (folded.arch, folded.num_classes) == (name, 10)
     with torch.no_grad():
