@@ -145,6 +145,10 @@ class Data:
         """The same of the test images."""
         return self.test.fine
 
+    def classes(self, labels: np.ndarray) -> np.ndarray:
+        """The classes of the data set, int64 [n], that outputs stand for: for people to read."""
+        return np.flatnonzero(self.outputs >= 0)[labels]
+
     def images_of(self, part: str) -> Images:
         """The images that the index of a part goes into.
 

@@ -175,7 +175,7 @@ def figures(name: str, arrays: dict[str, np.ndarray], data: Data, memorization: 
         held = [arrays["distance"][arrays["group"] == chunk].mean() for chunk in range(len(arrays["chunk_es"]))]
         return {"chunks": chunks(arrays["chunk_es"], arrays["levels"], np.array(held))}
     label = f"{name} ({HIGH_END[polarity]})" if name != "memorization" else "memorization"
-    names = [f"class {k}" for k in np.flatnonzero(data.outputs >= 0)]
+    names = [f"class {k}" for k in data.classes(np.arange(data.num_classes))]
     found = {"histogram": histogram(scores, f"{name}: {setting}", label),
              "grid": grid(data.images.x.cpu().numpy(), data.images.y.cpu().numpy(), scores, names, polarity=polarity,
                           title=f"most and least memorized images of each class, by {name}: {setting}")}

@@ -34,7 +34,7 @@ class Album:
             return (), f"The forgotten images are not shown: {found}."
         forget = read_arrays(pair.run.folder / "splits.npz", {"forget": ("iu", "n")})["forget"]
         parts = pair.groups or {"": forget}
-        labels, wrong = found.images.y.cpu().numpy(), getattr(found.splits, "mislabelled", ())
+        labels, wrong = found.classes(found.images.y.cpu().numpy()), getattr(found.splits, "mislabelled", ())
         grids = [self._grid(name, part, self.most // len(parts), found, labels, np.asarray(wrong))
                  for name, part in parts.items() if len(part)]
         told = ["Below each image stands its class"]

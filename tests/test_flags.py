@@ -33,8 +33,8 @@ UNUSED = {
     # the share is not of subsets that are halves, nor the limit of influence where none is asked for; nothing has scores there
     "memorization": {"fraction", "influence_above", "recipe"}, "analysis": {"scores"},
 }
-# always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut
-EVERYWHERE = {"noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores"}
+# always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut; only stands for other flags
+EVERYWHERE = {"noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores", "setup"}
 STAGES = [*stages.STAGES, *(f"forget {name}" for name in ("raw", "retrain", "FT", "wfisher", "ssd", "SCRUB")),
           *(f"memorization {name}" for name in ("confidence", "loss_curvature", "ho_ret", "es"))]
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)

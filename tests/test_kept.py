@@ -62,6 +62,22 @@ def test_classes_of_turns_the_map_around(gone: tuple[int, ...]) -> None:
     assert classes_of(outputs[kept], gone) == kept == classes_of(range(len(kept)), gone)
 
 
+def test_figures_name_classes_as_the_data_set_does(
+    rt: Runtime, digits: sources.Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memorization import figures
+
+    data = load(rt, ood_classes=(0, 3))
+    kept = [y for y in digits.y_train.tolist() if y not in (0, 3)]
+    assert data.classes(data.images.y.numpy()).tolist() == kept
+    drawn = []
+    monkeypatch.setattr(figures, "grid", lambda images, labels, scores, names, **more: drawn.append((names, labels)))
+    monkeypatch.setattr(figures, "histogram", lambda *words: None)
+    figures.figures("memorization", {"memorization": np.linspace(0, 1, len(kept))}, data, None)
+    ((names, labels),) = drawn
+    assert [names[label] for label in labels] == [f"class {y}" for y in kept]
+
+
 def test_classes_out_of_distribution_are_numbered_as_after_the_kept_ones(rt: Runtime, digits: sources.Arrays) -> None:
     data = load(rt, {"class_to_replace": (3,)}, classes="1,5,7,9", ood_classes=(0, 2))
     assert data.outputs.tolist() == [-1, 0, -1, 1]

@@ -18,6 +18,7 @@ import models
 import setups
 from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
+from report.forgotten import Album
 from utils import BadInput, Runtime, Saved
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -85,6 +86,11 @@ def test_an_analysis_tells_the_class_by_the_data_set_and_what_was_left_out(
     shell.call("analysis.py", "--venue", "none", "--ood_classes", "3,0", save_dir=root)
     said = capsys.readouterr().out
     assert "without classes 0,3" in said and "without classes 0,2" not in said and "| RL " in said
+
+
+def test_forgotten_images_stand_above_their_class_in_the_data_set(runs: Path) -> None:
+    (grid,), _ = Album(4).of(SimpleNamespace(run=shell.only(runs, "forget", unlearn="NG"), groups={}))
+    assert [shot.label for shot in grid.shots] == ["1"] * 4
 
 
 TYPED = {  # what is typed, and the message
