@@ -106,7 +106,8 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)
     args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent", "setup")}
     if "data" in groups:
-        words = [args.data.dataset, args.model.arch, *([chosen.name] if chosen else []), f"s{args.rt.seed}"]
+        named = [getattr(chosen, "label", chosen.name)] if chosen else []
+        words = [args.data.dataset, args.model.arch, *named, f"s{args.rt.seed}"]
         args.label = "-".join(words)
         args.identity = {"parent": parent.facts()} if parent else {}
     if "plant" in groups:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -145,19 +146,30 @@ def forever(loader: Loader) -> Iterator[Batch]:
 
 
 class Pairs:
-    """A batch of one loader with one of another in every step, as long as the first lasts, the second over and over.
+    """A batch of one loader with one of another, as long as the first lasts, the second over and over.
 
+    every: batches of the first to one of the second, which stands beside the first of them; the others stand beside None.
     Where the first has no examples, every batch of the second once, with None: what is left of a method without its retain set.
     """
 
-    def __init__(self, first: Loader, second: Loader) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: Loader, second: Loader, every: int = 1) -> None:
+        self.first, self.second, self.every = first, second, every
 
     def __len__(self) -> int:
         return len(self.first) or len(self.second)
 
-    def __iter__(self) -> Iterator[tuple[Batch | None, Batch]]:
-        return zip(self.first, forever(self.second), strict=False) if self.first.size else ((None, b) for b in self.second)
+    @property
+    def batches(self) -> int:
+        """How many there are in all."""
+        return len(self) + math.ceil(len(self.first) / self.every)
+
+    def __iter__(self) -> Iterator[tuple[Batch | None, Batch | None]]:
+        if not self.first.size:
+            yield from ((None, batch) for batch in self.second)
+            return
+        again = forever(self.second)
+        for place, batch in enumerate(self.first):
+            yield batch, None if place % self.every else next(again)
 
 
 def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -32,6 +32,9 @@ class SaliencyMaskConfig(Config):
         if self.path is not None and not method.masked:
             raise BadInput(f"--unlearn {method.name} takes no saliency mask; leave --path away"
                            + ("" if method.name != "RL_og" else ", or use RL, which is SalUn with --path"))
+        if self.path is None and method.needs_mask:
+            raise BadInput(f"--unlearn {method.name} needs a saliency mask: give --path MASK, of generate_mask.py, or take "
+                           "relabel, which is the same without a mask")
         if self.path is None and "mask_mode" in typed:
             raise BadInput("--mask_mode says how a saliency mask acts; give one by --path")
         if self.mask_mode == "published" and "weight_decay" not in {f.name for f in dataclasses.fields(method.config)}:

@@ -16,7 +16,8 @@ def computation(run: Saved) -> str:
     name = name_of(run)
     if is_plan(run) or name not in METHODS:  # with the pruning of its own, retrain has a name of its own
         return name
-    return "RL_og" if name == "RL" and not run.record.get("mask") else METHODS[name].same_as or name
+    name = METHODS[name].same_as or name
+    return "RL_og" if name == "RL" and not run.record.get("mask") else name
 
 
 def needs_scores(run: Saved) -> bool:

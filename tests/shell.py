@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import OWN
 from filelock import FileLock
 from sklearn.datasets import load_digits
 
@@ -72,7 +73,7 @@ def library(factory: pytest.TempPathFactory) -> Path:
             original = train(root)
             call("generate_mask.py", "--checkpoint", original.folder, *FORGET, save_dir=root)
             more = {"RL": ["--path", root]}
-            for method in METHODS.names():
+            for method in OWN:
                 forget(original, root, method, *FORGET, *more.get(method, []))
             (root / "whole").touch()
     return root

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import shell
 import torch
-from conftest import TRAINED
+from conftest import OWN, TRAINED
 
 import arg_parser
 import dataset
 import models
 import utils
 from pruner.mask import largest
-from unlearn import METHODS
 from unlearn.saliency import saliency
 from utils import Runtime, RuntimeConfig, Saved, find_runs
 
@@ -34,7 +33,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_chain_leaves_a_finished_record_of_every_stage_and_method(library: Path) -> None:
-    assert {run.setting("unlearn") for run in find_runs(library, ("forget",))} == set(METHODS.names())
+    assert {run.setting("unlearn") for run in find_runs(library, ("forget",))} == set(OWN)
     for run in find_runs(library, ("train", "mask", "forget")):
         record = run.record
         assert record["stage"] == run.folder.parent.name
@@ -59,7 +58,7 @@ def test_children_name_their_original_by_its_hash(library: Path, original: Saved
     assert len({run.record["split_key"] for run in find_runs(library, ("mask", "forget"))}) == 1
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", OWN)
 def test_metrics_are_those_of_the_stored_logits(name: str, library: Path) -> None:
     """Accuracies by hand in numpy from outputs.npz, whose indices are those of splits.npz."""
     run = shell.only(library, "forget", unlearn=name)
@@ -149,7 +148,7 @@ def test_analysis_writes_its_tables_and_plots(
         assert {path.name for path in out.iterdir()} == made
         assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in out.glob("*.png"))
         assert (out / f"{name}.md").read_text().strip() in said
-        assert all(re.search(rf"^\| (?:\w+ = )*{method}[ (].*\|$", said, re.M) for method in METHODS.names())
+        assert all(re.search(rf"^\| (?:\w+ = )*{method}[ (].*\|$", said, re.M) for method in OWN)
         shell.call(stage, "--out", out, "--unlearn", "NG,GA", "--dataset", "digits", "--no_aug", "--seed", "1,2",
                    "--num_indexes_to_replace", 20, save_dir=library)
         rows = re.findall(r"^\| ([\w.]+)", capsys.readouterr().out, re.M)

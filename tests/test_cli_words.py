@@ -119,7 +119,8 @@ def test_random_label_without_a_mask_says_so_once(original: Saved, capsys: pytes
 
 
 def test_list_and_help_show_what_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    for stage, methods in (("main_forget.py", METHODS.names()), ("main_random.py", ["RL", "RL_og", "RL_proximal"])):
+    random = ["RL", "RL_og", "RL_proximal", "relabel", "salun"]
+    for stage, methods in (("main_forget.py", METHODS.names()), ("main_random.py", random)):
         with pytest.raises(SystemExit) as end:
             shell.STAGES[stage].main(["--list"])
         said = capsys.readouterr().out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import shell
+from conftest import OWN
 from grouped import grouped, planned
 from pretended import SEEDS, change, four_methods, notes_of, pretend, row_of, table_of, text_of
 
@@ -83,7 +84,7 @@ def test_methods_that_are_one_computation_are_one_row_with_both_names(library: P
 
 def test_the_registry_says_which_methods_are_one_computation(library: Path) -> None:
     """Their models are the same, weight by weight; no other two methods' are."""
-    same = {(name, METHODS[name].same_as) for name in METHODS.names() if METHODS[name].same_as}
+    same = {(name, METHODS[name].same_as) for name in OWN if METHODS[name].same_as}
     assert same == {("FT_prune", "FT_l1")}
     ours, theirs = (shell.weights(shell.only(library, "forget", unlearn=name)) for name in ("FT_prune", "FT_l1"))
     assert all((ours[name] == theirs[name]).all() for name in ours)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TRAINED, make_data, quiet_runtime, short_config, tiny_net
+from conftest import OWN, TRAINED, make_data, quiet_runtime, short_config, tiny_net
 
 from dataset import Data, Images
 from groups import LEVELS, Chosen, ForgetConfig
@@ -51,7 +51,7 @@ def test_order_moves_the_steps_and_nothing_else(order: tuple[str, ...]) -> None:
         assert (made.name == usual.name) == (order == LEVELS) and all(level in made.name for level in order if made != usual)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS.names() if not METHODS[name].fresh])
+@pytest.mark.parametrize("name", [name for name in OWN if not METHODS[name].fresh])
 def test_a_method_on_every_group_keeps_its_flags(name: str) -> None:
     """RUM^F: typed values reach all three steps; the shuffle has the same steps under another name."""
     own = short_config(name, unlearn_lr=0.037, unlearn_epochs=7, alpha=0.61)
@@ -61,7 +61,7 @@ def test_a_method_on_every_group_keeps_its_flags(name: str) -> None:
     assert made.name == f"RUM^F {name}" and mixed.name == f"shuffle {name}" and mixed.steps == made.steps
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", OWN)
 def test_vanilla_passes_over_the_data_as_often_as_three_groups(name: str) -> None:
     """What is counted in epochs is three times as much where an epoch passes over retain, and as it was elsewhere."""
     own = short_config(name, unlearn_epochs=4, unlearn_lr=0.3, msteps=2, no_l1_epochs=1, warmup=1, decreasing_lr=(2, 3))
@@ -96,7 +96,7 @@ def test_plan_and_control_step_on_each_example_as_often(name: str, monkeypatch: 
     """
     data = make_data(quiet_runtime(), count=100, forget=30, batch_size=5)
     groups = np.random.default_rng(1).permutation(data.splits.forget).reshape(3, 10)
-    own = short_config(name, unlearn_epochs=4, msteps=2, rl_form="sequential")
+    own = short_config(name, unlearn_epochs=4, msteps=2, rl_form="sequential", ascent_every=1, bt_retain_share=1.0)
     in_plan: Counter = Counter()
     for group, step in zip(groups, make(name, own).steps, strict=True):
         train = np.union1d(data.splits.retain, group)
@@ -104,7 +104,7 @@ def test_plan_and_control_step_on_each_example_as_often(name: str, monkeypatch: 
         in_plan += presented(name, step.cfg, dataclasses.replace(data, splits=splits), monkeypatch)
     (step,) = make(name, own, plan_name="vanilla").steps
     control = presented(name, step.cfg, data, monkeypatch)
-    times = 3 if name in ("SCRUB", "RL", "RL_og", "RL_proximal") else 1
+    times = 3 if name in ("SCRUB", "RL", "RL_og", "RL_proximal", "amnesiac", "badteacher") else 1
     for part, factor in (("forget", times), ("retain", 1)):
         for i in data.index(part):
             assert control[i] == factor * in_plan[i], part

@@ -103,8 +103,10 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
     """One value changed: other weights or other statistics, for each setting that the method declares."""
     config = METHODS[name].config
     base = dict(unlearn_lr=0.05, unlearn_epochs=3, schedule="step", decreasing_lr=(2,), lr_gamma=0.5, alpha=0.02,
-                msteps=2, momentum=0.9, weight_decay=0.01, rl_form="sequential")
-    other = dict(rl_form="mixed", unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
+                msteps=2, momentum=0.9, weight_decay=0.01, rl_form="sequential", optimizer="sgd",
+                ascent_every=2)
+    other = dict(optimizer="adamw", ascent_every=1, rl_form="mixed",
+                 unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
 
     def weights(**change: Any) -> dict[str, torch.Tensor]:
         rt = quiet_runtime()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyNet, make_data, quiet_runtime, short_config, snapshot, tiny_net
+from conftest import OWN, TinyNet, make_data, quiet_runtime, short_config, snapshot, tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,11 +110,11 @@ def test_penalties_are_those_of_autograd_over_all_parameters(name: str, l1: floa
     assert furthest(ours, by_torch(name, 0.0)) > 1e-3
 
 
-PENALISED = [name for name in METHODS.names() if hasattr(METHODS[name].config, "l2")]
+PENALISED = [name for name in OWN if hasattr(METHODS[name].config, "l2")]
 
 
 def test_every_method_that_steps_on_a_loss_takes_both_penalties() -> None:
-    steps = [name for name in METHODS.names() if hasattr(METHODS[name].config, "unlearn_lr")]
+    steps = [name for name in OWN if hasattr(METHODS[name].config, "unlearn_lr")]
     assert [name for name in steps if name not in PENALISED] == ["retrain"]  # which has its original's alpha
 
 

@@ -8,6 +8,7 @@ import math
 import torch
 
 from unlearn.persample import Values, squared, squared_means
+from unlearn.presets import also, preset
 from unlearn.registry import Task, register
 from utils import Config, hp, say
 
@@ -79,3 +80,7 @@ def _importances(task: Task, cfg: DampeningConfig) -> tuple[Values, Values]:
     forget, retain = (squared(task.model, task.shown(part, "importances")) for part in parts)
     share = parts[0].size / (parts[0].size + parts[1].size)
     return forget, {name: share * forget[name] + (1 - share) * retain[name] for name in forget}
+
+
+# the Reminiscence project's names
+also("ssd_tuning", "ssd", config=preset(DampeningConfig, "DampeningConfig", alpha=5.0, ssd_lambda=0.5))

@@ -1,15 +1,17 @@
-"""Methods that learn from the original model as a teacher: SCRUB."""
+"""Methods that learn from the original model as a teacher: SCRUB, and the bad teacher beside the good one."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dataset import Batch
-from unlearn.registry import ForgetPassConfig, Task, register
+from dataset import Batch, Loader
+from unlearn.presets import ADAM, REMINISCENCE, also, preset
+from unlearn.registry import DescentConfig, ForgetPassConfig, Task, register
 from utils import hp
 
 
@@ -59,8 +61,51 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
         task.log(rewound_to=int(best), validation_error=target)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadTeacherConfig(preset(DescentConfig, "AdamConfig", **ADAM)):
+    """The bad teacher."""
+
+    unlearn_lr: float = hp(1e-4, "learning rate", above=0)
+    unlearn_epochs: int = hp(3, "epochs over the forget set and a share of retain", low=0)
+    bt_retain_share: float = hp(0.3, "share of the retain set that is trained on, drawn once", low=0, high=1)
+    bt_mode: str = hp("exact", "exact: the divergence is a mean over examples; published: over examples and classes, so that "
+                      "it shrinks with their number", choices=("exact", "published"))
+
+
+@register("badteacher", config=BadTeacherConfig, uses="retain forget",
+          source=f"{REMINISCENCE}; Chundawat et al., AAAI 2023, arXiv:2205.08096",
+          departs="the divergence is summed over the classes (--bt_mode published: their mean, which steps of SGD feel and "
+                  "Adam's hardly do)")
+def bad_teacher(task: Task, cfg: BadTeacherConfig) -> None:
+    """Learn the forget set from a model of random weights, and a share of retain from the original (bad teacher)."""
+    good, bad = task.frozen_copy(), task.fresh_copy("bad teacher")
+    scale = 1 / task.num_classes if cfg.bt_mode == "published" else 1.0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        taught = torch.where(batch.y[:, None] == BAD, bad(batch.x), good(batch.x))
+        return scale * distillation(model(batch.x), taught, 1.0)
+
+    opt = task.descent(cfg)
+    batches = _marked(task.forget, BAD) + _marked(task.share("retain", cfg.bt_retain_share, "share"), GOOD)
+    for epoch in task.epochs(cfg, opt):
+        task.log(epoch=epoch, loss=opt.epoch(batches, loss), lr=opt.rate(1))
+
+
+GOOD, BAD = 0, 1  # in place of labels, which no teacher needs
+
+
+def _marked(loader: Loader, teacher: int) -> Loader:
+    return loader.relabelled(torch.full_like(loader.labels, teacher))
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of the softened outputs, mean over the batch; logits float [B, K]."""
     student, teacher = student.float() / temperature, teacher.float() / temperature
     kl = F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
     return temperature**2 * kl
+
+
+# the Reminiscence project's names
+also("scrub", "SCRUB", config=preset(ScrubConfig, "AdamScrubConfig", **ADAM | {"weight_decay": 5e-4}, unlearn_lr=1e-4,
+                                     unlearn_epochs=9, msteps=2, decreasing_lr=(3, 5, 9)))
+also("blindspot", "badteacher")

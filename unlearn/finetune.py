@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pruner import magnitude
 from pruner.mask import both, top
 from trainer import SCHEDULES, cross_entropy
+from unlearn.presets import also
 from unlearn.registry import DescentConfig, RateConfig, Task, register
 from utils import Mask, hp
 
@@ -138,3 +139,8 @@ def _descend(task: Task, cfg: RateConfig, l1: Callable[[int], float]) -> None:
     for epoch in task.epochs(cfg, opt):
         opt.l1 = always + l1(epoch)
         task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))
+
+
+# the Reminiscence project's names
+also("baseline", "raw")
+also("finetune", "FT")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.persample import Values, every_label, squared, squared_means
+from unlearn.presets import also
 from unlearn.registry import Task, register
 from utils import Config, hp
 
@@ -144,3 +145,7 @@ def head_of(model: nn.Module, num_classes: int) -> set[str]:
 
 def _normal(p: Tensor, stream: torch.Generator) -> Tensor:
     return torch.randn(p.shape, generator=stream, device=stream.device).to(p.device, torch.float64)
+
+
+# the Reminiscence project's names
+also("FisherForgetting", "fisher_new")

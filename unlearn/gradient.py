@@ -1,4 +1,4 @@
-"""Methods that climb on the forget set: NegGrad and NegGrad+."""
+"""Methods that climb on the forget set: NegGrad, NegGrad+ and the short SFRon."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from batches import Batch, Pairs
 from models.modes import normalising
 from trainer import cross_entropy
+from unlearn.presets import PLAIN, REMINISCENCE, also, preset
 from unlearn.registry import ForgetPassConfig, Task, register
 from utils import hp
 
@@ -80,3 +81,41 @@ def neggrad_plus(task: Task, cfg: NegGradConfig) -> None:
     opt = task.descent(cfg)
     for epoch in task.epochs(cfg, opt):
         task.log(epoch=epoch, loss=opt.epoch(Pairs(task.retain, task.forget), loss), lr=opt.rate(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SfronConfig(preset(ForgetPassConfig, "PlainConfig", **PLAIN)):
+    """The short SFRon."""
+
+    unlearn_lr: float = hp(1e-3, "learning rate", above=0)
+    unlearn_epochs: int = hp(8, "epochs over the retain set", low=0)
+    ascent_every: int = hp(5, "retain batches to one step up on a forget batch, which follows the first of them", low=1)
+
+
+@register("sfron", config=SfronConfig, uses="retain forget", source=f"{REMINISCENCE}; after Huang et al., NeurIPS 2024, "
+          "arXiv:2409.19732",
+          departs="stands in for the published SFRon, as it does in its source: neither the saliency of forget and retain "
+                  "together nor a natural gradient; a step up follows the first of every five retain batches, so that a short "
+                  "epoch has one; forget batches are reshuffled in every pass, and do not move batch norm's running statistics "
+                  "(--bn update: as published)")
+def sfron(task: Task, cfg: SfronConfig) -> None:
+    """Descend on the retain set, with a step up on a forget batch after every few steps (short SFRon)."""
+
+    def loss(model: nn.Module, step: tuple[bool, Batch]) -> Tensor:
+        up, batch = step
+        if not up:
+            return cross_entropy(model, batch)
+        with normalising(model, cfg.bn):
+            return ascent(model, batch)
+
+    opt = task.descent(cfg)
+    for epoch in task.epochs(cfg, opt):
+        pairs = Pairs(task.retain, task.forget, cfg.ascent_every)
+        steps = (step for pair in pairs for step in enumerate(pair) if step[1] is not None)
+        task.log(epoch=epoch, loss=opt.epoch(steps, loss, pairs.batches), lr=opt.rate(1))
+
+
+# the Reminiscence project's names
+also("negative_grad", "NG", config=preset(NegGradConfig, "NegativeGradConfig", **PLAIN))
+also("negative_grad_2", "GA", config=preset(AscentConfig, "NegativeGrad2Config", **PLAIN))
+also("negative_grad_l2", "GA", config=preset(AscentConfig, "NegativeGradL2Config", **PLAIN, l2=0.05))

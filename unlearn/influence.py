@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dataset import Loader
 from unlearn import persample
+from unlearn.presets import also
 from unlearn.registry import Task, register
 from utils import BadInput, Config, hp
 
@@ -218,3 +219,8 @@ def published_recursion(model: nn.Module, samples: Loader, v: Tensor, count: int
         c -= (with_v + c * with_first) / below * s
         s -= s * with_first / below * s
     return v + c * first
+
+
+# the Reminiscence project's names
+also("Wfisher", "wfisher")
+also("Woodfisher", "wfisher")

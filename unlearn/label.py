@@ -1,4 +1,4 @@
-"""Methods that teach the forget set wrong labels: random label, and SalUn with a saliency mask."""
+"""Methods that teach the forget set wrong labels: random label, SalUn with a saliency mask, amnesiac."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dataset import Batch, Loader
 from trainer import cross_entropy
+from unlearn.presets import ADAM, REMINISCENCE, also, preset
 from unlearn.registry import DescentConfig, ForgetPassConfig, Task, register
 from utils import BadInput, hp
 
@@ -146,3 +147,27 @@ def _random_labels(task: Task, cfg: RandomLabelConfig) -> None:
         else:
             row = {"forget_loss": opt.epoch(forget, cross_entropy, bn=cfg.bn), "loss": opt.epoch(task.retain, cross_entropy)}
         task.log(epoch=epoch, **row, lr=opt.rate(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AmnesiacConfig(preset(DescentConfig, "AdamConfig", **ADAM)):
+    """Amnesiac unlearning."""
+
+    unlearn_lr: float = hp(1e-4, "learning rate", above=0)
+    unlearn_epochs: int = hp(3, "epochs over both sets", low=0)
+
+
+@register("amnesiac", config=AmnesiacConfig, uses="retain forget",
+          source=f"{REMINISCENCE}; Graves et al., AAAI 2021, arXiv:2010.10981, section 4.1")
+def amnesiac(task: Task, cfg: AmnesiacConfig) -> None:
+    """Train on retain and on the forget set under wrong labels, one to each example and for good (amnesiac unlearning)."""
+    drawn = draw_labels(task.forget.labels, task.num_classes, "wrong", task.generator("labels"))
+    opt, batches = task.descent(cfg), task.forget.relabelled(drawn) + task.retain
+    for epoch in task.epochs(cfg, opt):
+        task.log(epoch=epoch, loss=opt.epoch(batches, cross_entropy), lr=opt.rate(1))
+
+
+# the Reminiscence project's names
+RELABEL = ADAM | {"rl_form": "sequential", "rl_labels": "any", "unlearn_epochs": 3}
+also("relabel", "RL", config=preset(RandomLabelConfig, "RelabelConfig", **RELABEL, unlearn_lr=6.5e-4))
+also("salun", "RL", config=preset(RandomLabelConfig, "SalunConfig", **RELABEL, unlearn_lr=4e-4), needs_mask=True)

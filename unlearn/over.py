@@ -92,7 +92,8 @@ def _made(name: str) -> Method:
     same = f"{base.same_as}{SUFFIX}" if base.same_as else ""
     return Method(f"{name}{SUFFIX}", over_and_replay, config, base.uses | {"retain"},
                   f"Xiao et al., ICCV 2025, arXiv:2507.20573; {base.source}", masked=base.masked, departs=DEPARTS,
-                  per_protocol=renamed, same_as=same, phases=("over", "replay"))
+                  per_protocol=renamed, same_as=same, phases=("over", "replay"), needs_mask=base.needs_mask, whole=base.whole,
+                  label=f"{base.label}{SUFFIX}")
 
 
 def _config(base: Method) -> type[OverConfig]:

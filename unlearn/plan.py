@@ -22,7 +22,7 @@ from utils import BadInput, Config, Run, did_you_mean, hp, read_json, reading, s
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
 TAKEN = ("RUM^F", "shuffle", "vanilla")  # first words of the names of other plans
-SALUN_DENSITY = 0.5  # of a step by RL, which in a plan is SalUn; RL_og is the one without a mask
+SALUN_DENSITY = 0.5  # of a step by RL or salun, which in a plan is SalUn; RL_og is the one without a mask
 
 
 class PlanText(str):
@@ -50,7 +50,7 @@ class PlanConfig(Config):
                      "passes over retain, as many where it passes over the forget set alone), or as one of them (single)",
                      choices=("equal", "single"), digest=False)
     density: float | None = hp(None, "share of the weights that may change in every step: a saliency mask of the step's own "
-                               "group on the step's own model (RL: 0.5 without the flag)", above=0, high=1, digest=False)
+                               "group on the step's own model (RL, salun: 0.5 without the flag)", above=0, high=1, digest=False)
     mask_mode: str = hp("strict", "strict: masked weights stay bit-identical; published: only their gradient is masked",
                         choices=("strict", "published"))
     rum_retain: str = hp("staged", "what a step retains. staged: all but the groups forgotten so far, itself included; whole: "
@@ -126,7 +126,7 @@ def make(cfg: PlanConfig, method: Method | None, own: Config | None, protocol: s
         by_group = {step.group: step for step in parse(NAMED["rum"], protocol, cfg.density)}
         _unused(cfg, tuple(by_group.values()), "--plan_name rum")
         return Plan(_told("RUM", cfg), tuple(by_group[group] for group in _order(cfg)), cfg)
-    density = cfg.density or (SALUN_DENSITY if method.name == "RL" else None)
+    density = cfg.density or _usual_density(method)
     _check_density(method, density)
     if named == "vanilla":
         steps = (Step("all", method, _budget(method, own, cfg), density),)
@@ -209,7 +209,7 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
     if method.fresh:
         raise BadInput(f"--plan: {method.name} starts from new weights and would undo the steps before it; name another method")
     hints, values = typing.get_type_hints(method.config), dict(method.per_protocol.get(protocol, {}))
-    density, given = density or (SALUN_DENSITY if method.name == "RL" else None), set()
+    density, given = density or _usual_density(method), set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in word.partition("="))
         if not equals:
@@ -230,6 +230,10 @@ def _step(group: str, method: Method, text: str, protocol: str, density: float |
     if "density" in given:
         _check_density(method, density)
     return Step(group, method, method.config(**values), density if method.masked else None)
+
+
+def _usual_density(method: Method) -> float | None:
+    return SALUN_DENSITY if method.name == "RL" or method.needs_mask else None
 
 
 def _check_density(method: Method, density: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -69,6 +70,9 @@ class Method:
     inherits: own setting -> setting of the original's training whose value is the default.
     same_as: the method whose computation this is, under another name; the same settings give the same model.
     phases: their names, where it has several.
+    needs_mask: is nothing without a saliency mask.
+    whole: forgets whole classes only.
+    label: the name in those of run folders, which no other method's is, also where upper and lower case are one.
     """
 
     name: str
@@ -84,6 +88,13 @@ class Method:
     inherits: dict[str, str] = dataclasses.field(default_factory=dict)
     same_as: str = ""
     phases: tuple[str, ...] = ()
+    needs_mask: bool = False
+    whole: bool = False
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", _label(self.name))
 
     @property
     def over_retain(self) -> bool:
@@ -173,6 +184,13 @@ def register(name: str, *, config: type[Config] = NoConfig, uses: str = "", sour
     return add
 
 
+def _label(name: str) -> str:
+    """The name, with a number where one that is there differs from it by upper and lower case alone."""
+    taken = {METHODS[other].label.lower() for other in METHODS.names() if other != name}
+    spelled = (name if count == 1 else f"{name}_{count}" for count in itertools.count(1))
+    return next(label for label in spelled if label.lower() not in taken)
+
+
 class Task:
     """What a method works on: the model, the parts of the data it declared, random streams, its log and its epochs."""
 
@@ -228,6 +246,13 @@ class Task:
     @cached_property
     def val(self) -> Loader:
         return self._part("val")
+
+    def share(self, part: str, share: float, purpose: str) -> Loader:
+        """A share of a part's examples, drawn once by the purpose's own stream."""
+        loader, stream = getattr(self, part), self.generator(purpose)
+        chosen = torch.randperm(loader.size, generator=stream, device=stream.device)[: round(share * loader.size)]
+        at = chosen.sort().values.to(loader.index.device)
+        return Loader(loader.images, loader.index[at], loader.labels[at], loader.batch_size, loader.shuffle, loader.augment)
 
     def in_order(self, *parts: str, batch_size: int | None = None) -> Loader:
         """The examples of declared parts together, in the data set's order and without augmentation; no stream moves."""
@@ -293,6 +318,15 @@ class Task:
         """The model as it is now, in eval mode and out of reach of any optimiser (a teacher)."""
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
+    def fresh_copy(self, purpose: str) -> nn.Module:
+        """The architecture with new random weights of the purpose's own stream, in eval mode and out of reach as well."""
+        model = copy.deepcopy(self.model).cpu()
+        with self._rt.seeded(f"{self._purpose}/{purpose}"):
+            for module in [*list(model.modules())[1:], model]:  # last the model, whose way is its source's
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        return model.to(self._rt.device).eval().requires_grad_(False)
+
     def generator(self, purpose: str) -> torch.Generator:
         return self._rt.generator(f"{self._purpose}/{purpose}", self._data.images.home)
 
@@ -307,9 +341,11 @@ def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
     the common ones.
     """
     shared = [field for field in dataclasses.fields(DescentConfig) if not field.name.startswith("unlearn_")]
-    rows, common = [], {field.name: field.default for field in shared}
+    rows, usual = [], {field.name: field.default for field in shared}
     for method in map(METHODS.__getitem__, names):
-        flags = []
+        same = dataclasses.fields(METHODS[method.same_as].config) if method.same_as else ()
+        common = {field.name: field.default for field in same} or usual
+        flags = [f"as {method.same_as}"] if method.same_as else []
         for field in dataclasses.fields(method.config):
             if field.name in common and common[field.name] == field.default and field.name not in method.inherits:
                 continue

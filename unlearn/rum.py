@@ -130,7 +130,7 @@ class Chain:
             told = self.told + self._tell(plan, request)[: number + 1]
             key = request.data.splits.data_key  # a published original has no record that the data are checked against
             facts = {**self.facts, "data_key": key, "steps": told, "mask_mode": plan.cfg.mask_mode}
-            label = f"{self._label()}-{number + 1}-{step.group}-{step.method.name}"
+            label = f"{self._label()}-{number + 1}-{step.group}-{step.method.label}"
             with Run(self.where, "step", label, self.settings, **facts) as run:
                 if run.done:
                     self._goes_on_from(run)

@@ -38,6 +38,9 @@ class CleanseMaskConfig(Config):
         if self.density is not None and not method.masked:
             raise BadInput(f"--unlearn {method.name} takes no saliency mask; leave --density away"
                            + ("" if method.name != "RL_og" else ", or use RL, which is SalUn with --density"))
+        if self.density is None and method.needs_mask:
+            raise BadInput(f"--unlearn {method.name} needs a saliency mask: give --density, or take relabel, which is the same "
+                           "without a mask")
         if self.density is None and method.name == "RL":
             say("notice: RL without --density is RL_og, random labels on all weights")
 
