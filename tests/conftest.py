@@ -80,7 +80,7 @@ def short_config(name: str, **values: Any) -> Config:
     """
     config = METHODS[name].config
     fields = {field.name for field in dataclasses.fields(config)}
-    values = dict(unlearn_lr=0.05, unlearn_epochs=2) | (dict(alpha=1.2) if name == "ssd" else {}) | values
+    values = dict(unlearn_lr=0.05, unlearn_epochs=2) | (dict(alpha=1.2) if name.startswith("ssd") else {}) | values
     return config(**{key: value for key, value in values.items() if key in fields})
 
 
