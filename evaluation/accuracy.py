@@ -203,7 +203,14 @@ def load_outputs(folder: Path) -> dict[str, np.ndarray]:
     form = {f"{part}_{name}": shape for part in ("retain", "forget", "test") for name, shape in (
         ("index", ("iu", f"{part}")), ("labels", ("iu", f"{part}")), ("logits", ("f", f"{part} classes")))}
     path = folder / "outputs.npz"
-    return KEPT.get(path, lambda: read_arrays(path, form))
+    return KEPT.get(path, lambda: _whole(path, form, read_arrays(path, form)))
+
+
+def _whole(path: Path, form: dict[str, Any], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if "test_fine" not in found:
+        return found
+    return read_arrays(path, form | {"forget_fine": ("iu", "forget"), "test_fine": ("iu", "test"),
+                                     "whole_subclasses": ("iu", "whole")})
 
 
 def summarise(arrays: Mapping[str, np.ndarray], whole_classes: tuple[int, ...], cfg: EvaluationConfig,

@@ -39,6 +39,7 @@ from utils import (
 )
 
 SEEDS = ("seed", "split_seed", "val_seed")  # over which means are taken, or which the data_key tells
+LEFT_OUT = ("ood_classes", "ood_subclass")
 STAGES = ("train", "imp", "synflow")  # stages whose runs are models to unlearn
 LISTED = 4  # runs that an error shows
 
@@ -80,7 +81,9 @@ class Original(Saved):
             return None
         weighty = [field.name for config in (DataConfig, ModelConfig, RuntimeConfig) for field in dataclasses.fields(config)
                    if field.metadata["digest"] and field.name not in SEEDS]
-        return {name: self.setting(name) for name in weighty}
+        told = {name: self.setting(name) for name in weighty}
+        # nothing left out is as if nobody had asked, which is how earlier versions recorded it
+        return {name: value for name, value in told.items() if name not in LEFT_OUT or value is not None}
 
 
 def load_original(original: Original, cfg: ModelConfig, data: Any,

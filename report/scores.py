@@ -21,6 +21,7 @@ from report.names import Heading
 from report.output import Extra
 from report.pairs import AnalysisConfig
 from report.rows import Row
+from report.settings import named
 from report.table import Cell, Line, Part, Table
 from report.tables import cell
 from sources.scores import POLARITY, RECORDED, read_scores
@@ -46,7 +47,8 @@ class Scored(NamedTuple):
 
 def tables(cfg: AnalysisConfig, table: list[Row]) -> list[Extra]:
     """scores, over main_memorization.py's runs and what the originals in the table recorded; none where nothing uses any."""
-    wanted = {name: getattr(cfg, name) for name in ("dataset", "arch") if getattr(cfg, name) is not None}
+    asked = ("dataset", "arch", "ood_classes", "ood_subclass")
+    wanted = {name: getattr(cfg, name) for name in asked if getattr(cfg, name) is not None}
     # of one pool grown, the largest stands last and stays
     runs = sorted(find_runs(Path(cfg.save_dir), ("memorization",), **wanted), key=lambda run: run.record.get("models", 0))
     used = [pair.run for row in table for pair in row.pairs]
@@ -75,12 +77,8 @@ def _of_run(run: Saved) -> Scored:
     cfg = {setting: value for setting, value in run.record["settings"]["cfg"].items() if setting in weighty}
     variant = json.dumps([name, cfg, None, {}])
     owner = run.record.get("pool", run.record.get("parent", {}).get("sha256", ""))
-    return Scored(_network(run), name, variant, run.folder / "scores.npz", spent.get("score", 0.0) + spent.get("pool", 0.0),
+    return Scored(named(run), name, variant, run.folder / "scores.npz", spent.get("score", 0.0) + spent.get("pool", 0.0),
                   run.record["images_key"], owner)
-
-
-def _network(run: Saved) -> str:
-    return f"{run.setting('dataset')} {run.setting('arch')}"
 
 
 def _recorded(folder: Path) -> Iterable[Scored]:
@@ -94,7 +92,7 @@ def _recorded(folder: Path) -> Iterable[Scored]:
     for name in (name for name in (*RECORDED, "loss_curvature") if name in arrays):
         variant = json.dumps([name, {"curvature": "recorded"} if name == "loss_curvature" else {}, None, {}])
         spent = run.record["seconds"].get("curvature" if name == "loss_curvature" else "events", 0.0)
-        yield Scored(_network(run), name, variant, path, spent, key, str(folder))
+        yield Scored(named(run), name, variant, path, spent, key, str(folder))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -109,7 +107,7 @@ def _reference(scored: Scored, cfg: AnalysisConfig, runs: list[Saved], used: lis
     if pools:
         return pools[-1].folder / "scores.npz"
     cut = [run.record["scores"]["path"] for run in used if run.record.get("scores", {}).get("name") == "memorization"
-           and _network(run).split()[0] == scored.network.split()[0]]
+           and named(run).split()[0] == scored.network.split()[0]]
     return next((path for path in map(Path, cut) if path.exists() and _of_the_data(path, scored)), None)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.originals import LEFT_OUT
 from sources.kept import classes_of
 from unlearn import METHODS
 from utils import Saved, digest_of
-
-LEFT_OUT = ("ood_classes", "ood_subclass")
 
 
 class Setting(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import BadInput, Saved, find_runs, load_arrays, reading
+from utils import BadInput, Saved, find_runs, flag_words, load_arrays, reading
 
 # +1: larger values go with memorization, -1: smaller ones do; entanglement (es) is about groups and orders no examples
 POLARITY = {"memorization": 1, "confidence": -1, "max_conf": -1, "entropy": 1, "bi_acc": -1, "ho_ret": 1, "loss_curvature": 1,
@@ -120,7 +120,7 @@ def find_scores(name: str, original: Saved | None, roots: list[Path], wanted: Ma
             raise BadInput(f"several runs have the scores '{name}': {', '.join(str(run.folder) for run in found)}; name one of "
                            "their scores.npz by --scores")
     if name == "memorization" or original is None:
-        told = "".join(f" --{key} {value}" for key, value in wanted.items() if value is not None)
+        told = "".join(f" {word}" for key, value in wanted.items() for word in flag_words(key, value))
     else:  # a proxy is of one model
         told = f" --checkpoint {original.folder}"
     told += f" --save_dir {roots[0]}" if roots[0] != Path("runs") else ""

@@ -93,6 +93,11 @@ def test_forgotten_images_stand_above_their_class_in_the_data_set(runs: Path) ->
     assert [shot.label for shot in grid.shots] == ["1"] * 4
 
 
+def test_scores_are_asked_for_with_what_was_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(shell.only(runs, "train").folder), "--mem", "low", "--num_indexes_to_replace", "9"]
+    assert "python main_memorization.py --dataset digits --classes 0-4 --ood_classes 0,3 " in refused(runs, words, capsys)
+
+
 TYPED = {  # what is typed, and the message
     "the forgotten class": (["--class_to_replace", "3"], "--class_to_replace 3: this class is out of distribution"),
     "class trained on": ([*ONE, "--ood_classes", "0,2,3"], "was trained on class 2, which is then not out of distribution"),
