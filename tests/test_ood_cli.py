@@ -136,6 +136,8 @@ def test_outputs_of_a_bare_file_must_fit_the_map(
 ) -> None:
     file = shutil.copy(shell.only(runs, "train").folder / "model.pt", tmp_path / "bare.pt")
     assert told in refused(tmp_path, ["--checkpoint", str(file), *FIVE, *ONE, *gone], capsys)
+    torch.save(torch.load(file, weights_only=True)["state_dict"], tmp_path / "theirs.pt")  # as others publish theirs
+    assert told in refused(tmp_path, ["--checkpoint", str(tmp_path / "theirs.pt"), *FIVE, *ONE, *gone], capsys)
 
 
 def test_a_target_class_goes_by_the_map(rt: Runtime) -> None:

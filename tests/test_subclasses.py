@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from coarse import raw, settings, write
+from conftest import tiny_net
 from loaded import load
 
 from evaluation import accuracy, rules
 from evaluation.accuracy import EvaluationConfig
-from utils import BadInput, Runtime
+from utils import BadInput, Run, RunConfig, Runtime, read_record
 
 coarse = little.coarse
 AQUATIC = (4, 30, 55, 72, 95)  # the sub-classes of super-class 0
@@ -120,3 +121,21 @@ def test_a_data_set_without_sub_classes_says_which_has_them(rt: Runtime, tmp_pat
     for config, forget in (({"ood_subclass": (4,)}, None), ({}, {"subclass_to_replace": (4,)})):
         with pytest.raises(BadInput, match="holds no fine labels"):
             load(rt, forget, **settings(tmp_path, **config))
+
+
+def test_an_evaluation_keeps_what_a_later_one_needs_without_the_data(coarse: Path, rt: Runtime, tmp_path: Path) -> None:
+    data = load(rt, {"subclass_to_replace": (4,)}, **settings(coarse, classes="0-3"))
+    first, other = EvaluationConfig(mia_draws=2, mia_fits=1), EvaluationConfig(mia_draws=3, mia_fits=1)
+    with Run(RunConfig(save_dir=str(tmp_path)), "forget", "tiny", {"rt": rt.cfg}) as run:
+        found = accuracy.evaluate(tiny_net(rt, 4), data, rt, run, first)
+    record = read_record(run.folder).record
+    assert record["whole_subclasses"] == [4] and record["whole_classes"] == []
+    again = accuracy.metrics_of(run.folder, record, other)
+    assert (again["test"], again["AUC_forget"]) == (found["test"], found["AUC_forget"]) and again["mia"] != found["mia"]
+    arrays = accuracy.load_outputs(run.folder)
+    rest = data.fine_test != 4
+    right = arrays["test_logits"].argmax(1) == arrays["test_labels"]
+    assert again["test"] == pytest.approx(100 * right[rest].mean()) and rest.sum() == 38
+    np.savez(run.folder / "outputs.npz", **arrays | {"test_fine": arrays["test_fine"][1:]})
+    with pytest.raises(BadInput, match="test_fine is int64"):
+        accuracy.load_outputs(run.folder)
