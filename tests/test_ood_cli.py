@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import shell
 import torch
+from conftest import short_config, tiny_net
 from loaded import digits, load
 
 import arg_parser
@@ -19,6 +20,8 @@ import setups
 from evaluation import accuracy
 from evaluation.accuracy import EvaluationConfig
 from report.forgotten import Album
+from unlearn import METHODS
+from unlearn.registry import Task
 from utils import BadInput, Runtime, Saved
 
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -64,6 +67,17 @@ def test_later_stages_inherit_what_was_left_out(runs: Path, rt: Runtime) -> None
     again = accuracy.metrics_of(run.folder, run.record, EvaluationConfig(mia_draws=7))
     assert again["test"] == run.record["metrics"]["test"] and again["AUC_forget"] == run.record["metrics"]["AUC_forget"]
     assert set(load(rt, classes="0-4", ood_classes=(0, 3)).ood_test.y.tolist()) == {0, 3}
+
+
+def test_the_rule_for_whole_classes_goes_by_outputs(rt: Runtime) -> None:
+    """Class 4 is the output 2 of three: by its number there would be no such row."""
+    data = load(rt, {"class_to_replace": (4,)}, classes="0-4", ood_classes=(0, 3), train_per_class=20, val_fraction=0.0)
+    model = tiny_net(rt, 3)
+    before = model.fc.weight.detach().clone()
+    METHODS["fisher_new"].apply(model, data, short_config("fisher_new", alpha=1e-9), rt)
+    gone = (model.fc.weight.abs().amax(1) < 0.3) & ((model.fc.weight - before).abs().amax(1) > 1e-3)
+    assert data.splits.whole_classes == (2,) and gone.tolist() == [False, False, True]
+    assert Task(METHODS["fisher_new"], model, data, rt, None, None, "exact").whole_classes == [2]
 
 
 def test_an_analysis_tells_the_class_by_the_data_set_and_what_was_left_out(
