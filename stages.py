@@ -16,6 +16,7 @@ from evaluation.accuracy import EvaluationConfig
 from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
 from pruner.plan import PruneConfig, SynFlowConfig
+from report.distribution import DistributionConfig
 from report.pairs import AnalysisConfig, FilterConfig
 from setups import SetupConfig
 from unlearn.plan import PlanConfig
@@ -114,6 +115,7 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
     "analysis": ("analysis.py", {"setup": SetupConfig, "cfg": AnalysisConfig}),
     "analysis_mia": ("analysis_mia.py", {"setup": SetupConfig, "cfg": FilterConfig}),
+    "analysis_distribution": ("analysis_distribution.py", {"setup": SetupConfig, "cfg": DistributionConfig}),
 }
 # (stage, group, setting) -> its flag there, where its own name means another group's setting
 FLAGS = {("backdoor", "cfg", "rate"): "unlearn_rate"}

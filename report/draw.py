@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from evaluation.style import VENUES, Look, drawn_in
+from report.clouds import Clouds, draw_clouds
 from report.dots import Dots, draw_dots
 from report.multiples import Multiples, draw_multiples
 from report.scatter import Scatter, draw_scatter
@@ -13,12 +14,14 @@ from report.scatter import Scatter, draw_scatter
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Chart = Dots | Multiples | Scatter
+Chart = Clouds | Dots | Multiples | Scatter
 NONE = "none"  # of --venue: no figures
 
 
 def draw(chart: Chart, look: Look = VENUES["plain"]) -> Figure:
     """The chart as a figure."""
+    if isinstance(chart, Clouds):
+        return draw_clouds(chart, look)
     if isinstance(chart, Dots):
         return draw_dots(chart, look)
     return draw_multiples(chart, look) if isinstance(chart, Multiples) else draw_scatter(chart, look)

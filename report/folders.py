@@ -18,8 +18,8 @@ from typing import Any
 from utils import BadInput, digest_of, read_json, write_atomic
 
 # settings that change no number: where things lie, and what is shown of them; every other one is in the folder's name
-SILENT = ("save_dir", "out", "partial", "columns", "figures", "venue", "html", "pictures", "merge")
-UNORDERED = ("unlearn", "seed")
+SILENT = ("save_dir", "out", "partial", "columns", "figures", "venue", "html", "pictures", "merge", "data", "device")
+UNORDERED = ("unlearn", "seed", "features", "space")
 LONGEST = 80  # letters of a folder's name
 ENDING = ".files.json"
 

@@ -19,7 +19,7 @@ from report.settings import Setting, departures, name_of, pairing, places, told_
 from report.variants import variant_of
 from sources.kept import ClassNumbers
 from sources.scores import PROXIES
-from utils import BadInput, Saved, damage, hp, read_arrays, survey
+from utils import BadInput, Config, Saved, damage, hp, read_arrays, survey
 
 Groups = Mapping[str, np.ndarray]
 NEEDED = {"parent", "data_key", "split_key", "metrics", "evaluation", "whole_classes", "forget_size", "seconds"}
@@ -28,7 +28,7 @@ READ = ("outputs.npz", "splits.npz")  # a model.pt may stay on the machine that 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FilterConfig(EvaluationConfig):
+class RunsConfig(Config):
     """Which finished runs to compare; a flag that is not given does not filter."""
 
     save_dir: str = hp("runs", "folder of the run folders")
@@ -49,24 +49,30 @@ class FilterConfig(EvaluationConfig):
     group_index: int | None = hp(None, "only forget sets of this chunk of the entanglement experiment", low=-1)
     aug: bool | None = hp(None, "only runs with (--aug) or without (--no_aug) augmentation")
     seed: tuple[int, ...] | None = hp(None, "only these seeds")
-    best: str | None = hp(None, "show of each method the one setting that this measure picks, which no test image enters: "
-                          "ToW_val (validation for test), gap_val (mean distance to retrain in forget, retain, validation)",
-                          choices=PICKING)
-    columns: tuple[str, ...] | None = hp(None, "measures in the main table, by name, or all (default: those that fit a screen)")
     venue: str = hp("plain", "widths and fonts of the figures, which are written as PNG and PDF: plain fits a column and a "
                     "screen; none: no figures", choices=(*VENUES, "none"))
-    delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
-                      "chosen before the runs are seen", above=0)
-    delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)
-    figures: bool = hp(False, "draw the figures of every setting, even of more than 12")
     partial: bool = hp(False, "exit with 0 though retrains are missing or runs damaged, which are listed below the tables and "
                        "else end in 1; runs that are not finished, or of an older form, never do")
-    html: str | None = hp(None, "write all of it as one page too, with both studies, to this file; it needs no network")
-    pictures: int = hp(40, "images of each forget set that --html shows", low=0, high=1000)
 
     @property
     def folder(self) -> Path:
         return folder_of(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterConfig(RunsConfig, EvaluationConfig):
+    """Which finished runs to compare; a flag that is not given does not filter."""
+
+    best: str | None = hp(None, "show of each method the one setting that this measure picks, which no test image enters: "
+                          "ToW_val (validation for test), gap_val (mean distance to retrain in forget, retain, validation)",
+                          choices=PICKING)
+    columns: tuple[str, ...] | None = hp(None, "measures in the main table, by name, or all (default: those that fit a screen)")
+    delta: float = hp(1.0, "points of accuracy, MIA and gap within which a method counts as equivalent to retrain; to be "
+                      "chosen before the runs are seen", above=0)
+    delta_tow: float = hp(0.02, "the same for ToW and ToW-MIA", above=0, below=1)
+    figures: bool = hp(False, "draw the figures of every setting, even of more than 12")
+    html: str | None = hp(None, "write all of it as one page too, with both studies, to this file; it needs no network")
+    pictures: int = hp(40, "images of each forget set that --html shows", low=0, high=1000)
 
     @property
     def page(self) -> Path | None:
@@ -134,7 +140,7 @@ class Found(NamedTuple):
     whole: bool
 
 
-def gather(cfg: FilterConfig) -> Found:
+def gather(cfg: RunsConfig) -> Found:
     """Every finished unlearning run that passes the filters, beside its retrain; under each setting that it belongs to.
 
     Several retrains of one original, forget set and seed are told apart by their training. The one that was trained as its
@@ -173,13 +179,13 @@ def gather(cfg: FilterConfig) -> Found:
     return Found(pairs, notes, not alone and not problems)
 
 
-def _late(there: list[Saved], cfg: FilterConfig) -> list[Saved]:
+def _late(there: list[Saved], cfg: RunsConfig) -> list[Saved]:
     """Runs that the filters take and that did not finish; of retrains, those of a forget set that they take."""
     late = [run for run in there if run.record["status"] != "done"]
     return [run for run in late if passes(run, cfg) and passes_all(run, without(cfg, "unlearn"))]
 
 
-def _nothing(every: list[Saved], cfg: FilterConfig) -> str:
+def _nothing(every: list[Saved], cfg: RunsConfig) -> str:
     """Why nothing is left to compare."""
     there = [run for run in every if name_of(run) != "retrain"]
     where = f"under {cfg.save_dir}/forget or {cfg.save_dir}/rum"
@@ -197,14 +203,17 @@ def _passed_over(problems: list[str]) -> str:
 
 
 def _beside(used: list[Saved], kept: list[Saved], references: Mapping[str, Mapping[str, Saved]],
-            cfg: FilterConfig) -> list[Pair]:
+            cfg: RunsConfig) -> list[Pair]:
     """The references, then the runs beside theirs.
 
     Args:
         references: pairing -> how the retrain departs from its original's training, in words -> retrain.
     """
-    attack = EvaluationConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(EvaluationConfig)})
-    metrics = {run.folder: metrics_of(run.folder, run.record, attack) for run in [*used, *kept]}
+    asked = {field.name: getattr(cfg, field.name, field.default) for field in dataclasses.fields(EvaluationConfig)}
+    attack = EvaluationConfig(**asked)
+    # of an analysis that knows no attack, as recorded
+    metrics = {run.folder: metrics_of(run.folder, run.record, attack) if isinstance(cfg, EvaluationConfig)
+               else run.record["metrics"] for run in [*used, *kept]}
     where = places(used, kept)
     trained = told_apart((setting, run) for run in [*used, *kept] for setting in where[run.folder])
     parts = _parts([*used, *kept])

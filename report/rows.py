@@ -107,18 +107,28 @@ class Row:
 
 def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
     """One row a method and setting, means and intervals over seeds; then the retrain-vs-retrain floor of each setting."""
-    grouped: dict[tuple[str, str], list[Pair]] = {}
     names = shown_names(found)  # of all settings, so that plans have the same numbers in all
+    grouped = by_variant(found)
+    labels = labels_of(grouped, names)
+    table = [_row(*key, labels[key], names[computation(members[0].run)], members, level) for key, members in grouped.items()]
+    floors = [floor for row in table if row.is_reference for floor in _floor(row)]
+    return in_order([*table, *floors], "ToW")
+
+
+def by_variant(found: Iterable[Pair]) -> dict[tuple[str, str], list[Pair]]:
+    """(setting, variant) -> its runs, one a seed.
+
+    Raises:
+        BadInput: several runs of one seed, which no mean over seeds may take.
+    """
+    grouped: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
         grouped.setdefault((pair.setting.label, variant_of(pair.run)), []).append(pair)
     for (setting, _), members in grouped.items():
         if len({pair.seed for pair in members}) < len(members):
             raise BadInput(f"{setting}, {members[0].method}: several runs of one seed, of originals that cannot be told apart: "
                            f"{', '.join(str(p.run.folder) for p in members)}; keep those of one, or filter")
-    labels = labels_of(grouped, names)
-    table = [_row(*key, labels[key], names[computation(members[0].run)], members, level) for key, members in grouped.items()]
-    floors = [floor for row in table if row.is_reference for floor in _floor(row)]
-    return in_order([*table, *floors], "ToW")
+    return grouped
 
 
 def in_order(table: list[Row], measure: str) -> list[Row]:

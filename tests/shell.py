@@ -16,6 +16,7 @@ from filelock import FileLock
 from sklearn.datasets import load_digits
 
 import analysis
+import analysis_distribution
 import analysis_mia
 import generate_mask
 import main_backdoor
@@ -33,7 +34,7 @@ STAGES = {"main_train.py": main_train, "main_imp.py": main_imp, "main_synflow.py
           "generate_mask.py": generate_mask, "main_forget.py": main_forget,
           "main_random.py": main_random, "main_rum.py": main_rum, "main_backdoor.py": main_backdoor,
           "main_memorization.py": main_memorization,
-          "analysis.py": analysis, "analysis_mia.py": analysis_mia}
+          "analysis.py": analysis, "analysis_mia.py": analysis_mia, "analysis_distribution.py": analysis_distribution}
 QUIET = ["--device", "cpu", "--no_progress"]
 THREE = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64"]
 FORGET = ["--num_indexes_to_replace", "20"]

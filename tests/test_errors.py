@@ -174,10 +174,18 @@ analysis of halved outputs | analysis | --save_dir {halved_outputs} --mia interv
 out is a file | analysis | --save_dir {runs} --unlearn FT --out {empty} | cannot write & --out
 page is a folder | analysis | --save_dir {runs} --html {tmp} | --html & folder & report.html
 page below a file | analysis_mia | --save_dir {runs} --unlearn FT --html {empty}/page.html | cannot write & --html
+no points to look at | analysis_distribution | --save_dir {runs} --num_indexes_to_replace 99 | passes the filters
+features of no layer | analysis_distribution | --save_dir {runs} --features layer9 | --features & penultimate, logits & 'layer9'
+space that is none | analysis_distribution | --save_dir {runs} --space umap | --space & own, tsne & 'umap'
+perplexity of one | analysis_distribution | --save_dir {runs} --perplexity 1 | --perplexity must lie in (1,
+too few points of a plane | analysis_distribution | --save_dir {runs} --tsne_points 5 | --tsne_points must lie in [20,
+points of other data | analysis_distribution | --save_dir {runs} --unlearn FT --data {other_digits} | data_key & --data
+numbers have no place | analysis_distribution | --save_dir {runs} --unlearn FT --out {empty} | cannot write & --out
+attack that is not looked at | analysis_distribution | --save_dir {runs} --mia svc | --mia is no flag of & analysis.py
 """
 STAGES = {"train": "main_train.py", "mask": "generate_mask.py", "forget": "main_forget.py", "random": "main_random.py",
           "rum": "main_rum.py", "memorization": "main_memorization.py", "analysis": "analysis.py",
-          "analysis_mia": "analysis_mia.py"}
+          "analysis_mia": "analysis_mia.py", "analysis_distribution": "analysis_distribution.py"}
 CASES = {line.split(" | ")[0]: [part.strip() for part in line.split(" | ")[1:]]
          for line in TABLE.replace("\\\n", "").splitlines() if " | " in line}
 
@@ -201,6 +209,9 @@ class Room(dict):
 
     def __missing__(self, name: str) -> str:
         return str(getattr(self, name)())
+
+    def other_digits(self) -> Path:
+        return shell.write_digits(self.root, lambda y: (y + 1) % 3)
 
     def bytes(self, name: str, content: bytes) -> Path:
         (self.root / name).write_bytes(content)

@@ -125,7 +125,8 @@ def toy(stage: str, name: str, original: Saved, library: Path, tmp_path: Path) -
            "backdoor": [*shell.THREE, "--epochs", 2, "--unlearn", "FT", "--unlearn_epochs", 1, "--trigger_size", 2,
                         "--trigger_margin", 1],
            "rum": ["--unlearn", "NG", "--unlearn_epochs", 1, "--shuffle"], "random": ["--unlearn", "RL", "--unlearn_epochs", 1],
-           "memorization": ["--score", name or "memorization"]}
+           "memorization": ["--score", name or "memorization"],
+           "analysis_distribution": ["--unlearn", "FT", "--tsne_points", 30]}
     words = own.get(stage, ["--unlearn", name or "FT"] if stage == "forget" else [])
     if stage == "memorization" and not name:
         words += [*shell.THREE, "--models", 6, "--pool_epochs", 1, "--engine", "serial", "--subset", "half"]
@@ -150,7 +151,8 @@ def test_every_setting_is_read_by_its_stage(
         groups, _ = stages.chosen(stage, name or {"random": "RL", "rum": "NG", "memorization": "memorization"}.get(stage, "FT"))
     analysis = stage.startswith("analysis")
     readings = Readings(monkeypatch)
-    apart = ["--out", tmp_path / "out", "--html", tmp_path / "page.html"] if analysis else []
+    apart = ["--out", tmp_path / "out"] if analysis else []
+    apart += ["--html", tmp_path / "page.html"] if "html" in stages.flags_of(stage) else []
     shell.call(stages.STAGES[stage][0], *words, *apart,
                save_dir=library if analysis else tmp_path)
     idle = {*stages.idle_in(groups), *stages.NO_EFFECT_IN.get(stage, {})}
