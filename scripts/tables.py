@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 import models
 import setups
 import sources
+from evaluation import distribution
 from evaluation.accuracy import METRICS
 from memorization import SCORES
 from unlearn import METHODS, method_rows
@@ -32,7 +33,7 @@ def tables() -> dict[str, str]:
     networks = models.table()
     way = {1: "larger = more memorized", -1: "smaller = more memorized", 0: "about groups"}
     scores = [(f"`{name}`", SCORES[name].summary, way[SCORES[name].polarity], SCORES[name].source) for name in SCORES.names()]
-    metrics = [(name, unit, direction, meaning) for name, (unit, direction, meaning) in METRICS.items()]
+    metrics, apart = ([(name, *told) for name, told in known.items()] for known in (METRICS, distribution.METRICS))
     return {
         "methods": markdown(("method", "what it does", "its flags and defaults", "source"), methods),
         "scores": markdown(("score", "what it is", "polarity", "source"), scores),
@@ -41,6 +42,7 @@ def tables() -> dict[str, str]:
         "datasets": markdown(("`--dataset`", "classes", "size", "training / test", "read from"), sources.table()),
         "setups": markdown(("`--setup`", "stands for", "outputs", "what it is"), setups.table()),
         "metrics": markdown(("metric", "unit", "healthy direction", "meaning"), metrics),
+        "distribution": markdown(("of the forgotten points", "unit", "healthy direction", "meaning"), apart),
     }
 
 

@@ -21,7 +21,8 @@ LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.spli
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
 TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "24",
-       "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1"}
+       "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1",
+       "tsne_points": "30"}
 
 
 def test_readme_has_a_command_for_every_stage() -> None:
