@@ -79,7 +79,8 @@ def test_every_flag_changes_its_setting(stage: str, bare: Path) -> None:
             if flag in ("unlearn", "score", "checkpoint") or field.name in PAIRS or flag in idle:
                 continue
             value = {"dataset": "svhn", "device": "cpu", "precision": "fp32", "rate": 0.5, "rewind_epoch": 1, "subset": "half",
-                     "classes": "0-4", "plan": "all:raw", "order": ("low",), "features": ("logits",), "space": ("own",)}.get(field.name, other_value(type(config), field))
+                     "classes": "0-4", "plan": "all:raw", "order": ("low",), "features": ("logits",),
+                     "space": ("own",)}.get(field.name, other_value(type(config), field))
             by_scores = group == "forget" and field.name in ("mem", "mem_proxy", "group_index", "scores")
             more = ["--mem=high", "--scores=here"] if by_scores else []
             try:
