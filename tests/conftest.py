@@ -49,12 +49,17 @@ def toy_arrays(count: int, seed: int, classes: int = 3, size: int = 6, wrong: fl
     return x, np.where(flipped, (true + random.integers(1, classes, count)) % classes, true).astype(np.int64)
 
 
-def make_data(rt: Runtime, count: int = 60, forget: int = 12, batch_size: int = 16, seed: int = 0, aug: bool = False) -> Data:
-    """A toy data set cut by hand: the first tenth is validation, ``forget`` random others are to be forgotten."""
+def make_data(rt: Runtime, count: int = 60, forget: int = 12, batch_size: int = 16, seed: int = 0, aug: bool = False,
+              method: str = "") -> Data:
+    """A toy data set cut by hand: the first tenth is validation, ``forget`` random others are to be forgotten.
+
+    Of a ``method`` that forgets whole classes alone, it is the last class.
+    """
     x, y = toy_arrays(count, seed)
     x_test, y_test = toy_arrays(count // 2, seed + 1, wrong=0.0)
     val, train = np.arange(count // 10), np.arange(count // 10, count)
     gone = np.sort(np.random.default_rng(seed).choice(train, forget, replace=False))
+    gone = train[y[train] == 2] if method and METHODS[method].whole else gone
     splits = Splits(train, val, np.setdiff1d(train, gone), gone, (), "toy-data", "toy-split")
     return Data(TOY, Images(x, y, TOY, rt), Images(x_test, y_test, TOY, rt), 3, splits, batch_size, aug)
 
@@ -80,7 +85,8 @@ def short_config(name: str, **values: Any) -> Config:
     """
     config = METHODS[name].config
     fields = {field.name for field in dataclasses.fields(config)}
-    values = dict(unlearn_lr=0.05, unlearn_epochs=2) | (dict(alpha=1.2) if name.startswith("ssd") else {}) | values
+    moving = dict(alpha=1.2) if name.startswith("ssd") else {}
+    values = dict(unlearn_lr=0.05, unlearn_epochs=2, repair_lr=0.05) | moving | values
     return config(**{key: value for key, value in values.items() if key in fields})
 
 

@@ -51,6 +51,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "amnesiac": FREE | ADAM | {"unlearn_lr": 1e-4, "unlearn_epochs": 3},
     "badteacher": FREE | ADAM | {"unlearn_lr": 1e-4, "unlearn_epochs": 3, "bt_retain_share": 0.3, "bt_mode": "exact"},
     "relabel": FREE | ADAM | BN | {"unlearn_lr": 6.5e-4, "unlearn_epochs": 3, "rl_labels": "any", "rl_form": "sequential"},
+    # rate, and epsilon and epochs of ResNet-18 on CIFAR-100; expanding is a stub there, so it is set as shrinking
+    "boundary_shrink": FREE | BN | {"unlearn_lr": 1e-5, "unlearn_epochs": 10, "epsilon": 0.01},
+    "boundary_expanding": FREE | BN | {"unlearn_lr": 1e-5, "unlearn_epochs": 10},
+    "UNSIR": FREE | ADAM | {"unlearn_lr": 1e-3, "unlearn_epochs": 1, "repair_lr": 1e-4, "noise_images": 32, "noise_copies": 80,
+                            "noise_steps": 35, "noise_lr": 0.1, "noise_decay": 0.1, "unsir_per_class": 500, "impair_batch": 32,
+                            "repair_batch": 128},
     "salun": FREE | ADAM | BN | {"unlearn_lr": 4e-4, "unlearn_epochs": 3, "rl_labels": "any", "rl_form": "sequential"},
     "negative_grad": FREE | BN | PLAIN | {"unlearn_lr": 0.01, "unlearn_epochs": 5, "alpha": 0.95},
     "negative_grad_2": FREE | ASCENT | BN | PLAIN,  # rate and epochs are not published

@@ -437,6 +437,6 @@ def test_every_method_leaves_pruned_weights_at_plus_zero(name: str) -> None:
     values = {"momentum": 0.9, "weight_decay": 0.1}
     rt = quiet_runtime()
     cfg = short_config(name, **{k: v for k, v in values.items() if k in fields})
-    METHODS[name].apply(model, make_data(rt, batch_size=8), cfg, rt, None, mask)
+    METHODS[name].apply(model, make_data(rt, batch_size=8, method=name), cfg, rt, None, mask)
     params = dict(model.named_parameters())
     assert not params["conv.weight"].detach().view(torch.int32)[~mask["conv.weight"]].any()

@@ -104,14 +104,15 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
     config = METHODS[name].config
     base = dict(unlearn_lr=0.05, unlearn_epochs=3, schedule="step", decreasing_lr=(2,), lr_gamma=0.5, alpha=0.02,
                 msteps=2, momentum=0.9, weight_decay=0.01, rl_form="sequential", optimizer="sgd",
-                ascent_every=2)
-    other = dict(optimizer="adamw", ascent_every=1, rl_form="mixed",
+                ascent_every=2, epsilon=0.0)
+    other = dict(optimizer="adamw", ascent_every=1, epsilon=0.9, unsir_per_class=3, repair_batch=5,
+                 rl_form="mixed",
                  unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
 
     def weights(**change: Any) -> dict[str, torch.Tensor]:
         rt = quiet_runtime()
         model = tiny_net(rt)
-        data, cfg = make_data(rt, count=30, forget=6, batch_size=8), short_config(name, **(base | change))
+        data, cfg = make_data(rt, count=30, forget=6, batch_size=8, method=name), short_config(name, **(base | change))
         METHODS[name].apply(model, data, cfg, rt)
         return snapshot(model)
 
@@ -129,8 +130,8 @@ def test_warm_up_of_a_method_ends_at_its_own_rate(name: str, monkeypatch: pytest
     rates: list[tuple[int, float]] = []
     monkeypatch.setattr(Descent, "_step", lambda self, rate: rates.append((self.at, rate)))
     rt = quiet_runtime()
-    cfg = short_config(name, unlearn_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant")
-    METHODS[name].apply(tiny_net(rt), make_data(rt, batch_size=8), cfg, rt)
+    cfg = short_config(name, unlearn_lr=0.013, repair_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant")
+    METHODS[name].apply(tiny_net(rt), make_data(rt, batch_size=8, method=name), cfg, rt)
     warm = [rate for at, rate in rates if at < 2]
     assert max(rate for _, rate in rates) == pytest.approx(0.013) == warm[-1]
     assert 0 < warm[0] < 0.004 and {round(rate, 9) for at, rate in rates if at >= 2} == {0.013}
@@ -152,13 +153,16 @@ def learned() -> tuple[TinyNet, Data, Runtime]:
 def test_defaults_leave_a_model_that_works(name: str, protocol: str, learned: tuple[TinyNet, Data, Runtime]) -> None:
     """With no flag typed, accuracy on retain stays within 6 points of the original's (an l1 weight of 0.2 costs 13).
 
-    But for FT_prune_bi's rate: of the toy's 108 weights 0.95 leaves 5, which nothing can learn with.
+    But for FT_prune_bi's rate: of the toy's 108 weights 0.95 leaves 5, which nothing can learn with; and for UNSIR, whose noise
+    is made for thousands of images to repair by.
     """
     original, data, rt = learned
     model = tiny_net(rt)
     model.load_state_dict(original.state_dict())
-    fewer = dict(rate=0.3) if name == "FT_prune_bi" else {}
+    fewer = {"FT_prune_bi": dict(rate=0.3), "UNSIR": dict(noise_copies=1, noise_images=4, repair_lr=0.01)}.get(name, {})
     cfg = METHODS[name].config(**METHODS[name].per_protocol.get(protocol, {}), **fewer)
+    if METHODS[name].whole:
+        data = make_data(rt, count=400, batch_size=64, method=name)
     METHODS[name].apply(model, data, cfg, quiet_runtime())
     before, after = (tow.accuracy(*trainer.predict(net, data.loader("retain"), rt)) for net in (original, model))
     assert before > 0.6 and after > before - 0.06

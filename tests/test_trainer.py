@@ -218,7 +218,7 @@ def test_one_synchronisation_per_pass(name: str, monkeypatch: pytest.MonkeyPatch
     for epochs in (1, 1 + more):
         passes.clear()
         rt = quiet_runtime()
-        data, model = make_data(rt, batch_size=4), tiny_net(rt)
+        data, model = make_data(rt, batch_size=4, method=name), tiny_net(rt)
         cfg = short_config(name, unlearn_epochs=epochs)
         with Synchronisations() as found:
             METHODS[name].apply(model, data, cfg, rt)
@@ -246,7 +246,7 @@ def one_try(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
         real(self, rate)
 
     rt = quiet_runtime()
-    data, model = make_data(rt, batch_size=16, aug=True), tiny_net(rt)
+    data, model = make_data(rt, batch_size=16, aug=True, method="" if name == "train" else name), tiny_net(rt)
     run_cfg = RunConfig(save_dir=str(folder), resume_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(Descent, "_step", step)

@@ -127,7 +127,7 @@ def test_the_penalties_and_the_optimiser_reach_every_method(name: str, what: str
         start = snapshot(model)
         shared = {"momentum": 0.0, "weight_decay": 0.0, "unlearn_lr": 0.02, "unlearn_epochs": 4, "rate": 0.05}
         cfg = short_config(name, **shared | values)
-        METHODS[name].apply(model, make_data(rt), cfg, rt)
+        METHODS[name].apply(model, make_data(rt, method=name), cfg, rt)
         params = {key: p.detach().double() for key, p in model.named_parameters()}
         return (sum(float(p.abs().sum()) for p in params.values()),
                 sum(float((p - start[key]).square().sum()) for key, p in params.items()), params)

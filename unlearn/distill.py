@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dataset import Batch, Loader
-from unlearn.presets import ADAM, REMINISCENCE, also, preset
-from unlearn.registry import DescentConfig, ForgetPassConfig, Task, register
+from unlearn.presets import ADAM, REMINISCENCE, AdamConfig, also, preset
+from unlearn.registry import ForgetPassConfig, Task, register
 from utils import hp
 
 
@@ -62,7 +62,7 @@ def scrub(task: Task, cfg: ScrubConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BadTeacherConfig(preset(DescentConfig, "AdamConfig", **ADAM)):
+class BadTeacherConfig(AdamConfig):
     """The bad teacher."""
 
     unlearn_lr: float = hp(1e-4, "learning rate", above=0)

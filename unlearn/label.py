@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dataset import Batch, Loader
 from trainer import cross_entropy
-from unlearn.presets import ADAM, REMINISCENCE, also, preset
+from unlearn.presets import ADAM, REMINISCENCE, AdamConfig, also, preset
 from unlearn.registry import DescentConfig, ForgetPassConfig, Task, register
 from utils import BadInput, hp
 
@@ -150,7 +150,7 @@ def _random_labels(task: Task, cfg: RandomLabelConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AmnesiacConfig(preset(DescentConfig, "AdamConfig", **ADAM)):
+class AmnesiacConfig(AdamConfig):
     """Amnesiac unlearning."""
 
     unlearn_lr: float = hp(1e-4, "learning rate", above=0)

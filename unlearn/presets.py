@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from unlearn.registry import METHODS
+from unlearn.registry import METHODS, DescentConfig
 from utils import Config
 
 REMINISCENCE = "arXiv:2507.20573"  # Xiao et al., Reminiscence Attack on Residuals, ICCV 2025
@@ -20,6 +20,9 @@ def preset(base: type[Config], name: str, **values: Any) -> type[Config]:
     own = {key: dataclasses.field(default=value, metadata=fields[key].metadata) for key, value in values.items()}
     about = {"__doc__": base.__doc__, "__module__": base.__module__, "__annotations__": {key: hints[key] for key in values}}
     return dataclasses.dataclass(frozen=True, kw_only=True)(type(name, (base,), {**about, **own}))
+
+
+AdamConfig = preset(DescentConfig, "AdamConfig", **ADAM)
 
 
 def also(name: str, of: str, **more: Any) -> None:

@@ -122,6 +122,9 @@ class Method:
                 outcome, ``diverged`` in the record, and the model stays as broken as it is.
         """
         task = Task(self, model, data, rt, run, mask, mask_mode, purpose or ("retrain" if self.fresh else "unlearn"))
+        if self.whole and not task.whole_classes:
+            task.refuse("it forgets whole classes, and of every class there are examples to retain; name classes by "
+                        "--class_to_replace, or take another method")
         before = None if self.fresh or run is None else copy.deepcopy(model.state_dict())
         try:
             self.function(task, cfg)
