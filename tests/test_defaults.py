@@ -52,8 +52,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "badteacher": FREE | ADAM | {"unlearn_lr": 1e-4, "unlearn_epochs": 3, "bt_retain_share": 0.3, "bt_mode": "exact"},
     "relabel": FREE | ADAM | BN | {"unlearn_lr": 6.5e-4, "unlearn_epochs": 3, "rl_labels": "any", "rl_form": "sequential"},
     # rate, and epsilon and epochs of ResNet-18 on CIFAR-100; expanding is a stub there, so it is set as shrinking
-    "boundary_shrink": FREE | BN | {"unlearn_lr": 1e-5, "unlearn_epochs": 10, "epsilon": 0.01},
-    "boundary_expanding": FREE | BN | {"unlearn_lr": 1e-5, "unlearn_epochs": 10},
+    "boundary_shrink": FREE | {"bn": "update"} | {"unlearn_lr": 1e-5, "unlearn_epochs": 10, "epsilon": 0.01},
+    "boundary_expanding": FREE | {"bn": "update"} | {"unlearn_lr": 1e-5, "unlearn_epochs": 10},
     "UNSIR": FREE | ADAM | {"unlearn_lr": 1e-3, "unlearn_epochs": 1, "repair_lr": 1e-4, "noise_images": 32, "noise_copies": 80,
                             "noise_steps": 35, "noise_lr": 0.1, "noise_decay": 0.1, "unsir_per_class": 500, "impair_batch": 32,
                             "repair_batch": 128},
