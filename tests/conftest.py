@@ -81,12 +81,14 @@ class TinyNet(nn.Module):
 def short_config(name: str, **values: Any) -> Config:
     """A method's settings for two epochs at a rate that moves weights; values it has no setting for are left out.
 
-    ssd's measured alpha leaves all but one weight in a hundred, which are few in a toy model.
+    ssd's measured alpha leaves all but one weight in a hundred, which are few in a toy model; a TinyNet has three layers, its
+    head among them. A replay is as long as the rest.
     """
     config = METHODS[name].config
     fields = {field.name for field in dataclasses.fields(config)}
-    moving = dict(alpha=1.2) if name.startswith("ssd") else {}
-    values = dict(unlearn_lr=0.05, unlearn_epochs=2, repair_lr=0.05) | moving | values
+    toy = dict(our_layers=("conv", "bn", "fc"), repair_lr=0.05) | (dict(alpha=1.2) if name.startswith("ssd") else {})
+    values = dict(unlearn_lr=0.05, unlearn_epochs=2) | toy | values
+    values = dict(replay_epochs=(values["unlearn_epochs"],), replay_factors=(1.0,)) | values
     return config(**{key: value for key, value in values.items() if key in fields})
 
 

@@ -481,7 +481,9 @@ HAND: dict[str, tuple[list[dict[str, Any]], Callable[[Hand, Orders, dict[str, An
     "boundary_shrink": ([dict(epsilon=e, bn=bn) for e, bn in zip((0.0, 0.3, 1.0), NORMS, strict=True)], by_hand_shrink),
     "UNSIR": ([dict(UNSIR), dict(UNSIR, optimizer="sgd", unlearn_epochs=1, unsir_per_class=6)], by_hand_unsir),
 }
-ELSEWHERE = {"boundary_expanding": "test_boundary.py"}  # which needs a linear layer at the end
+# boundary_expanding needs a linear layer at the end; orthogonal unlearning is held by torch.optim and explicit pairs
+ELSEWHERE = {"boundary_expanding": "test_boundary.py"} | dict.fromkeys(("our", "orthogonality", "rl_our", "orth_no_our"),
+                                                                        "test_our.py")
 # the same functions under other names: with the defaults that these have, where those of the toy do not stand above them
 ALSO = {"baseline": ("raw", {}), "finetune": ("FT", {}), "negative_grad": ("NG", {}), "negative_grad_2": ("GA", {}),
         "negative_grad_l2": ("GA", dict(unlearn_epochs=3)), "scrub": ("SCRUB", {}), "blindspot": ("badteacher", {}),

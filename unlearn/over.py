@@ -54,8 +54,8 @@ def derived(name: str) -> Method | None:
     base = METHODS.known(name.removesuffix(SUFFIX)) if name.endswith(SUFFIX) else None
     if base is None:
         return None
-    if "forget" not in base.uses or base.phases:
-        why = "has phases of its own" if base.phases else "does not read the forget set, so there is nothing to over-unlearn"
+    if "forget" not in base.uses or _closed(base):
+        why = "is of this family already" if _closed(base) else "does not read the forget set, which is all that it would see"
         raise BadInput(f"--unlearn {name}: {base.name} {why}; these take {SUFFIX}: {', '.join(takers())}")
     return _made(base.name)
 
@@ -63,7 +63,12 @@ def derived(name: str) -> Method | None:
 def takers() -> list[str]:
     """The methods that take ``_our``."""
     found = [METHODS[name] for name in METHODS.names()]
-    return [method.name for method in found if "forget" in method.uses and not method.phases]
+    return [method.name for method in found if "forget" in method.uses and not _closed(method)]
+
+
+def _closed(method: Method) -> bool:
+    """Whether a method is of this family already."""
+    return bool(method.phases) or method.name.endswith(SUFFIX)
 
 
 def _told(names: list[str]) -> list[str]:
