@@ -149,7 +149,7 @@ class Pairs:
     """A batch of one loader with one of another, as long as the first lasts, the second over and over.
 
     every: batches of the first to one of the second, which stands beside the first of them; the others stand beside None.
-    Where the first has no examples, every batch of the second once, with None: what is left of a method without its retain set.
+    Where one has no examples, every batch of the other once, with None: what is left of a method without its retain set.
     """
 
     def __init__(self, first: Loader, second: Loader, every: int = 1) -> None:
@@ -169,7 +169,7 @@ class Pairs:
             return
         again = forever(self.second)
         for place, batch in enumerate(self.first):
-            yield batch, None if place % self.every else next(again)
+            yield batch, None if place % self.every or not self.second.size else next(again)
 
 
 def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -125,7 +125,8 @@ def test_the_penalties_and_the_optimiser_reach_every_method(name: str, what: str
     def run(**values: Any) -> tuple[float, float, dict[str, Tensor]]:
         rt, model = quiet_runtime(), tiny_net(quiet_runtime())
         start = snapshot(model)
-        shared = {"momentum": 0.0, "weight_decay": 0.0, "unlearn_lr": 0.02, "unlearn_epochs": 4, "rate": 0.05}
+        shared = {"momentum": 0.0, "weight_decay": 0.0, "unlearn_lr": 0.02, "unlearn_epochs": 4, "rate": 0.05,
+                  "replay_epochs": (0,)}
         cfg = short_config(name, **shared | values)
         METHODS[name].apply(model, make_data(rt, method=name), cfg, rt)
         params = {key: p.detach().double() for key, p in model.named_parameters()}

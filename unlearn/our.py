@@ -80,14 +80,12 @@ def orthogonal(task: Task, cfg: OurConfig) -> None:
                   Phase("replay", lambda part: replay(part, cfg))])
 
 
-@register("orthogonality", config=OurConfig, uses="retain forget", source=SOURCE, same_as="our", phases=("over", "replay"))
-def orthogonality(task: Task, cfg: OurConfig) -> None:
-    """our, under the name of the published code."""
-    orthogonal(task, cfg)
+register("orthogonality", config=OurConfig, uses="retain forget", source=SOURCE, same_as="our", departs=DEPARTS,
+         phases=("over", "replay"))(orthogonal)
 
 
 @register("rl_our", config=LabelsConfig, uses="retain forget", source=SOURCE + ", ablation", departs=DEPARTS,
-          phases=("over", "replay"))
+          phases=("over", "replay"), label="rl_our_2")  # RL_our is another
 def labels_alone(task: Task, cfg: LabelsConfig) -> None:
     """Ablation of our: random labels on the forget set without the orthogonality loss, then replay."""
     orthogonal(task, cfg)
@@ -108,11 +106,11 @@ def one_phase(task: Task, cfg: OnePhaseConfig) -> None:
     opt = task.descent(cfg)
     opt.l1, opt.l2 = SHARE * opt.l1, SHARE * opt.l2
     with _apart(task, cfg) as (loss, labelled):
-        def both(model: nn.Module, pair: tuple[Batch | None, Batch]) -> Tensor:
+        def both(model: nn.Module, pair: tuple[Batch, Batch | None]) -> Tensor:
             drop, keep = pair
             with normalising(model, cfg.bn):
                 away = loss(model, drop)
-            return SHARE * (away + cross_entropy(model, keep))
+            return SHARE * (away if keep is None else away + cross_entropy(model, keep))
 
         for epoch in task.epochs(cfg, opt):
             task.log(epoch=epoch, loss=opt.epoch(Pairs(labelled(), task.retain), both), lr=opt.rate(1))
