@@ -74,8 +74,9 @@ SPARSE: dict[str, dict[str, Any]] = {
     "RL": SALUN | {"rl_form": "sequential"}, "RL_og": SALUN | {"rl_form": "sequential"}, "RL_proximal": SALUN}
 
 # the shipped class-wise phases and, of the rates, the published ones of a ResNet-18 on CIFAR-100 without five classes
-ORTHOGONAL = FREE | BN | {"optimizer": "adam", "weight_decay": 0.0, "unlearn_lr": 1.2e-3, "unlearn_epochs": 3, "our_form": "auto",
-                          "our_layers": ("distinct",), "orth_weight": None, "label_weight": None, "rl_labels": "wrong"}
+ORTHOGONAL = FREE | BN | {"optimizer": "adam", "weight_decay": 0.0, "unlearn_lr": 1.2e-3, "unlearn_epochs": 3,
+                          "our_form": "auto", "our_layers": ("distinct",), "orth_weight": None, "label_weight": None,
+                          "rl_labels": "wrong"}
 OUR = ORTHOGONAL | {"replay_lr": 0.005, "replay_epochs": (3, 2, 1), "replay_factors": (1.0, 0.5, 0.2), "replay_l1": (5e-5,),
                     "replay_plain_epochs": 0, "replay_optimizer": "sgd", "replay_weight_decay": 5e-4}
 DEFAULTS |= {"our": OUR, "orthogonality": OUR, "rl_our": OUR | {"orth_weight": 0.0}, "orth_no_our": ORTHOGONAL | {"l1": 5e-5}}

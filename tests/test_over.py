@@ -108,6 +108,24 @@ def test_the_first_phase_reads_no_retain_image(name: str, monkeypatch: pytest.Mo
     assert sorted(read[first:]) == data.index("retain").tolist()
 
 
+def test_the_last_epochs_of_a_replay_are_without_augmentation_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = [], Images.batch
+
+    def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
+        seen.append((augment is not None, index.tolist()))
+        return real(self, index, augment)
+
+    monkeypatch.setattr(Images, "batch", batch)
+
+    def order(plain: int) -> tuple[list[bool], list[list[int]]]:
+        seen.clear()
+        rt, cfg = quiet_runtime(), config("GA", over_epochs=0, replay_epochs=(3,), replay_plain_epochs=plain)
+        METHODS["GA_our"].apply(tiny_net(rt), make_data(rt, batch_size=42, aug=True), cfg, rt)
+        return [kind for kind, _ in seen], [index for _, index in seen]
+
+    assert order(2)[0] == [True, False, False] and order(0)[0] == [True] * 3 and order(2)[1] == order(0)[1]
+
+
 # -------------------------------------------------------------------------------------------------- record and resuming
 
 

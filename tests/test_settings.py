@@ -19,7 +19,7 @@ from evaluation import tow
 from memorization import SCORES
 from stages import ParentConfig
 from trainer import Descent, TrainConfig, cross_entropy
-from unlearn import METHODS, Task
+from unlearn import METHODS, Task, over
 from unlearn.plan import PlanConfig
 from utils import Config, Run, RunConfig, Runtime
 
@@ -32,12 +32,15 @@ OUTSIDE_THE_DIGEST = {
     "plan_label", "plan_name", "order", "shuffle", "budget", "requests", "subsets",
     "recipe", "engine", "stack", "graphs", "pool_workers", "shard", "keep_logits", "record_curvature", "rewind_pth"}
 # settings that need another beside them, or a value of their own form: what they are changed from, and to
-PAIRS = {name: ({"solver": "lissa"}, {"solver": "lissa", name: 0.9 if name != "solver_steps" else 9})
-         for name in ("solver_steps", "solver_tolerance", "lissa_scale")} | {
+LISSA = {"solver": "lissa", "wfisher_mode": "exact"}
+PAIRS = {name: (LISSA, LISSA | {name: 0.9 if name != "solver_steps" else 9})
+         for name in ("damping", "step_limit", "solver_steps", "solver_tolerance", "lissa_scale")} | {
+         "solver": ({"wfisher_mode": "exact"}, {"wfisher_mode": "exact", "solver": "cg"}),
          "subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
          "shard": ({}, {"shard": "1/2"}),
         **{name: ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, name: (0.25,) * 3})
            for name in ("mean", "std")},
+         "replay_epochs": ({"replay_factors": (1.0,)}, {"replay_factors": (1.0,), "replay_epochs": (4,)}),
          "bn": ({"rl_form": "sequential"}, {"rl_form": "sequential", "bn": "eval"}),
          "influence_above": ({"influence": True}, {"influence": True, "influence_above": 0.5})}
 
@@ -64,6 +67,7 @@ def other_value(config: type[Config], field: dataclasses.Field) -> Any:
 def all_configs() -> dict[str, type[Config]]:
     """Every settings class of every stage and method."""
     found = {name: registry[name].config for registry in (METHODS, SCORES) for name in registry.names()}
+    found |= {f"{name}_our": METHODS[f"{name}_our"].config for name in over.takers()}
     for stage, (_, groups) in arg_parser.STAGES.items():
         found |= {f"{stage} {group}": config for group, config in groups.items()}
     return found
@@ -104,9 +108,9 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
     config = METHODS[name].config
     base = dict(unlearn_lr=0.05, unlearn_epochs=3, schedule="step", decreasing_lr=(2,), lr_gamma=0.5, alpha=0.02,
                 msteps=2, momentum=0.9, weight_decay=0.01, rl_form="sequential", optimizer="sgd",
-                ascent_every=2, epsilon=0.0)
+                ascent_every=2, epsilon=0.0, orth_weight=0.7)
     other = dict(optimizer="adamw", ascent_every=1, epsilon=0.9, unsir_per_class=3, repair_batch=5,
-                 rl_form="mixed",
+                 rl_form="mixed", our_form="class", our_layers=("conv", "fc"),
                  unlearn_lr=0.02, unlearn_epochs=2, schedule="cosine", decreasing_lr=(1,), msteps=1, warmup=2)
 
     def weights(**change: Any) -> dict[str, torch.Tensor]:
@@ -118,7 +122,8 @@ def test_every_setting_of_a_method_acts(name: str) -> None:
 
     start = weights()
     for field in dataclasses.fields(config):
-        if field.name != "rewind":  # it may well choose the last epoch; test_methods.py has its tests
+        # rewind may well choose the last epoch, test_methods.py has its tests; there is no augmentation here, test_over.py's do
+        if field.name not in ("rewind", "replay_plain_epochs"):
             value = other.get(field.name, other_value(config, field))
             assert value != base.get(field.name, field.default)
             assert not equal(weights(**{field.name: value}), start), field.name
@@ -130,7 +135,8 @@ def test_warm_up_of_a_method_ends_at_its_own_rate(name: str, monkeypatch: pytest
     rates: list[tuple[int, float]] = []
     monkeypatch.setattr(Descent, "_step", lambda self, rate: rates.append((self.at, rate)))
     rt = quiet_runtime()
-    cfg = short_config(name, unlearn_lr=0.013, repair_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant")
+    cfg = short_config(name, unlearn_lr=0.013, repair_lr=0.013, unlearn_epochs=4, warmup=2, schedule="constant",
+                       replay_epochs=(0,))
     METHODS[name].apply(tiny_net(rt), make_data(rt, batch_size=8, method=name), cfg, rt)
     warm = [rate for at, rate in rates if at < 2]
     assert max(rate for _, rate in rates) == pytest.approx(0.013) == warm[-1]
@@ -160,6 +166,7 @@ def test_defaults_leave_a_model_that_works(name: str, protocol: str, learned: tu
     model = tiny_net(rt)
     model.load_state_dict(original.state_dict())
     fewer = {"FT_prune_bi": dict(rate=0.3), "UNSIR": dict(noise_copies=1, noise_images=4, repair_lr=0.01)}.get(name, {})
+    fewer |= dict(our_layers=("conv", "bn", "fc")) if hasattr(METHODS[name].config, "our_layers") else {}
     cfg = METHODS[name].config(**METHODS[name].per_protocol.get(protocol, {}), **fewer)
     if METHODS[name].whole:
         data = make_data(rt, count=400, batch_size=64, method=name)
