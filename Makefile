@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 demo-sparse: $(VENV)/.ready
 	$(RUN) scripts/demo_sparse.py
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready $(VENV)/.optional
 	$(VENV)/bin/ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile --ignore tests/browser
 
@@ -33,6 +33,12 @@ $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# what is not needed, but has tests where it is there
+$(VENV)/.optional: $(VENV)/.ready requirements-optional.txt
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-optional.txt \
+		|| echo "timm is not installed: the tests of --arch timm:NAME are skipped"
 	@touch $@
 
 clean:

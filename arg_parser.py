@@ -107,7 +107,7 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent", "setup")}
     if "data" in groups:
         named = [getattr(chosen, "label", chosen.name)] if chosen else []
-        words = [args.data.dataset, args.model.arch, *named, f"s{args.rt.seed}"]
+        words = [args.data.dataset, args.model.label, *named, f"s{args.rt.seed}"]
         args.label = "-".join(words)
         args.identity = {"parent": parent.facts()} if parent else {}
     if "plant" in groups:

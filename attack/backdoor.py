@@ -287,7 +287,7 @@ def planted(args: SimpleNamespace, case: Case, rt: Runtime) -> Original:
         _check_place(Path(args.parent.checkpoint))
     settings = {name: args.settings[name] for name in ("protocol", "data", "model", "plant", "rt")} | {"cfg": cfg}
     own = SimpleNamespace(settings=settings, run=args.run, model=args.model,
-                          label=f"{args.data.dataset}-{args.model.arch}-trojan-s{args.rt.seed}")
+                          label=f"{args.data.dataset}-{args.model.label}-trojan-s{args.rt.seed}")
     with Run(args.run, "trojan", own.label, settings, **case.data.splits.keys()) as run:
         if not run.done:
             model, mask = _trained(own, cfg, case.data, rt, run, args.plant)

@@ -126,7 +126,7 @@ class Pool:
         self.given = None if cfg.subsets is None else _read_subsets(Path(cfg.subsets), cfg.models, self.sizes["train"])
         self.save_dir, self.identity = Path(save_dir), self._identity()
         self.digest = digest_of(self.identity)
-        self.folder = self.save_dir / "pool" / f"{data.source.name}-{model.arch}-s{rt.cfg.seed}-{self.digest}"
+        self.folder = self.save_dir / "pool" / f"{data.source.name}-{model.label}-s{rt.cfg.seed}-{self.digest}"
         smallest = min(len(self.subset(0)), self.sizes["train"] - len(self.subset(0)))
         if self.given is None and smallest < 2:
             raise BadInput(f"--fraction {cfg.fraction:g} of {self.sizes['train']} images leaves fewer than two seen or unseen")
@@ -141,8 +141,8 @@ class Pool:
             rule["sha256"] = hashlib.sha256(np.packbits(self.given, axis=1).tobytes()).hexdigest()
         return {"form": FORM, "dataset": self.data.source.name, "classes": self.data.num_classes,
                 "images_key": self.data.splits.images_key, "test_key": self.data.splits.test_key, "aug": self.data.aug,
-                "arch": model.arch,
-                "imagenet_arch": model.imagenet_arch, "seed": rt.seed, "precision": rt.precision, "subset": rule,
+                "arch": model.arch, "imagenet_arch": model.imagenet_arch, "seed": rt.seed,
+                "precision": rt.precision, "subset": rule, **_start(model),
                 "recipe": {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Recipe)}}
 
     # ------------------------------------------------------------------------------------------------------- subsets
@@ -253,6 +253,11 @@ class Pool:
         share = len(self.subset(0)) / self.sizes["train"] if self.given is None else float(self.given.mean())
         n_in, n_out = self.cfg.models * share, self.cfg.models * (1 - share)
         return min(1.0, 1.96 * math.sqrt(0.25 / n_in + 0.25 / n_out)) if n_in and n_out else 1.0
+
+
+def _start(model: ModelConfig) -> dict[str, Any]:
+    """What else a network of a library depends on; nothing where it is left to its defaults, as in every older pool."""
+    return {name: value for name in ("input_size", "pretrained") if (value := getattr(model, name)) is not None}
 
 
 def _float16(values: Tensor) -> np.ndarray:

@@ -9,10 +9,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from models.libraries import Borrowed
+from models.modes import evaluating
 from models.resnet import ResNet
 from models.vgg import VGG
 from models.vit import ViT
@@ -28,8 +31,8 @@ def deep_layers(model: nn.Module) -> tuple[str, str, str]:
 
     Of a residual network the last blocks of its last three stages; of a VGG the last convolution blocks of its last three
     stages; of a ViT, as published, the first linear layer of the first block's perceptron, the queries, keys and values of
-    the last block, and the LayerNorm before the head. Of another network three modules spread over its depth, the last of
-    them the last with an output for each image before the head.
+    the last block, and the LayerNorm before the head. Of another network three modules with weights spread over its depth,
+    the last of them the last before the head; of a library's, of those that are called once with a row for each image.
 
     Raises:
         BadInput: fewer than three modules.
@@ -59,10 +62,32 @@ def _spread(model: nn.Module) -> list[str]:
     """Of the layers with weights but the head, in the order of their definition: one at a third, at two thirds, the last."""
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)][:-1]
+    if isinstance(model, Borrowed):  # windows of a Swin transformer are not images, and some layers are never called
+        called = _called(model, layers)
+        layers = [name for name in called if called.count(name) == 1]
     if len(layers) < 3:
         raise BadInput(f"{getattr(model, 'arch', 'this network')} has {len(layers)} layers before its head, and features of "
                        "three depths are asked for; choose a deeper --arch")
     return [layers[len(layers) // 3], layers[2 * len(layers) // 3], layers[-1]]
+
+
+@torch.no_grad()
+def _called(model: Borrowed, names: list[str]) -> list[str]:
+    """Those of some layers that a batch of two images calls with two rows of output, in the order of the calls."""
+    found, modules = [], dict(model.named_modules())
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.append(name) if len(output) == 2 else None
+
+    handles = [modules[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        with evaluating(model):
+            first = next(model.parameters())
+            model(torch.zeros(2, 3, model.input_size, model.input_size, device=first.device, dtype=first.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @contextlib.contextmanager
@@ -83,8 +108,10 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Ten
                            f"are {', '.join(there[:: max(1, len(there) // SHOWN)][:SHOWN])} and others ({len(there)} in all)")
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            if not isinstance(output, Tensor):
+                raise BadInput(f"the layer {name!r} gives a {type(output).__name__} and no tensor; name another one")
             # a copy, since the next layer may overwrite the output in place
             seen[name] = output.clone()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.adopt import adopt, start_from
+from models.layers import Normalize
+from models.libraries import borrowed, find
 from models.peer import load_state, read_peer, read_safely
 from models.registry import ARCHS, build, build_empty
 from models.unwrap import tensors
 from pruner.magnitude import apply_mask, prunable
-from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp
+from utils import SCHEMA, BadInput, Config, Mask, Run, Runtime, hp, shown
+from utils.settings import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """Which network; with --checkpoint all of this comes from its record."""
 
-    arch: str = hp("resnet18", "architecture", choices=tuple(ARCHS.names()))
+    arch: str = hp("resnet18", f"architecture: {', '.join(ARCHS.named())}, or torchvision:NAME or timm:NAME for any classifier "
+                   "of these libraries")
     imagenet_arch: bool = hp(False, "the ImageNet stem instead of the one for small images")
     num_classes: int | None = hp(None, "outputs; those of the data set, so it need not be given", low=2, digest=False)
+    input_size: int | None = hp(None, "pixels a side that images are resized to for a network of torchvision or timm (default: "
+                                "the side it was published with, or the images' own for one that takes any)", low=1, high=4096)
+    pretrained: str | None = hp(None, "file with weights to start from; a head for another number of classes is left out")
     normalize: str = hp("dataset", "what the first layer does with pixels in [0, 1] where the file does not tell: the data "
                         "set's mean and std, or none", choices=("dataset", "none"))
     mean: tuple[float, ...] | None = hp(None, "of the three colours, in place of the data set's", low=0, high=1)
@@ -37,6 +46,22 @@ class ModelConfig(Config):
                            "0.25,0.25,0.25")
         if given and self.normalize == "none":
             raise BadInput("--normalize none takes the images as they are; leave --mean and --std away")
+
+    @classmethod
+    def check_values(cls, values: Mapping[str, Any]) -> None:
+        super().check_values(values)
+        arch = values.get("arch")
+        if arch is None or arch in ARCHS.named():
+            return
+        if not borrowed(arch):
+            raise BadInput(f"--arch must be one of {', '.join(ARCHS.named())}, or torchvision:NAME or timm:NAME; got "
+                           f"{shown(arch)}{did_you_mean(arch, ARCHS.named())}")
+        find(arch)
+
+    @property
+    def label(self) -> str:
+        """The architecture's name as a part of a folder's."""
+        return self.arch.replace(":", "_")
 
     def statistics(self, source: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the colours: those that were typed, else the data set's (``source``: Source)."""
@@ -61,7 +86,10 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
     _check_classes(cfg, data)
     mean, std = cfg.statistics(data.source) if like is None else _normalisation(like)
     with rt.seeded(f"init/{purpose}"):
-        model = build(cfg.arch, data.num_classes, mean, std, imagenet=cfg.imagenet_arch, image_size=data.images.x.shape[1])
+        model = build(cfg.arch, data.num_classes, mean, std, imagenet=cfg.imagenet_arch, image_size=data.images.x.shape[1],
+                      input_size=cfg.input_size)
+    if cfg.pretrained is not None:
+        start_from(model, Path(cfg.pretrained))
     model = model.to(rt.device, memory_format=torch.channels_last)
     apply_mask(model, mask or {})
     return model
@@ -106,9 +134,9 @@ def save(run: Run, model: nn.Module, mask: Mask | None = None) -> None:
 
 def about(model: nn.Module) -> dict[str, Any]:
     """What a file says of the structure of its model."""
-    size = getattr(model, "image_size", None)
+    sizes = {name: getattr(model, name, None) for name in ("image_size", "input_size")}
     return {"arch": model.arch, "num_classes": model.num_classes, "imagenet": model.imagenet,
-            **({} if size is None else {"image_size": size})}
+            **{name: size for name, size in sizes.items() if size is not None}}
 
 
 class Loaded(NamedTuple):
@@ -148,8 +176,9 @@ def load_file(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> Loaded:
 def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
     """The model of a model.pt of this suite."""
     wanted = {"arch": cfg.arch, "num_classes": data.num_classes, "imagenet": cfg.imagenet_arch}
-    size = _side(cfg, data)
+    size, resized = _side(cfg, data), content.get("input_size")
     wanted |= {} if size is None else {"image_size": size}
+    wanted |= {} if cfg.input_size is None else {"input_size": cfg.input_size}
     told = {name: content.get(name) for name in wanted}
     if content["schema"] != SCHEMA or "state_dict" not in content or None in told.values():
         raise BadInput(f"no model of this version (schema {content['schema']}); main_train.py writes model.pt")
@@ -159,7 +188,8 @@ def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
         if told[name] != mine:
             raise BadInput(f"a model with {name} {told[name]}, not {mine}; give the --arch, --dataset and --classes it was "
                            "trained with")
-    model, mask = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch, image_size=size), content.get("mask")
+    model = build_empty(cfg.arch, data.num_classes, imagenet=cfg.imagenet_arch, image_size=size, input_size=resized)
+    mask = content.get("mask")
     load_state(model, tensors(content["state_dict"], model.state_dict().keys()))
     if mask is not None:
         _check_mask(model, mask)
@@ -168,6 +198,10 @@ def _ours(content: dict[str, Any], cfg: ModelConfig, data: Any) -> Loaded:
 
 def _theirs(content: Any, cfg: ModelConfig, data: Any) -> Loaded:
     """The model of somebody else's file."""
+    if ARCHS[cfg.arch].library:
+        model = build_empty(cfg.arch, data.num_classes, image_size=data.images.x.shape[1], input_size=cfg.input_size)
+        model.normalize = Normalize(*cfg.statistics(data.source))
+        return Loaded(model, None, adopt(model, content))
     model, mask, own = read_peer(content, cfg.arch, None, cfg.imagenet_arch, *cfg.statistics(data.source),
                                  image_size=_side(cfg, data))
     if model.num_classes != data.num_classes:

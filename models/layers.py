@@ -63,14 +63,17 @@ class Classifier(nn.Module):
     """Images to logits in two halves: ``features_of``, and ``classify``, which is the head.
 
     Attributes:
-        arch, num_classes, imagenet, image_size: how ``build`` made it; what a checkpoint must say to make it again. The last
-            is None where the network is the same for images of any size.
+        arch, num_classes, imagenet, image_size, input_size: how ``build`` made it; what a checkpoint must say to make it again.
+            The last two are None where the network is the same for images of any size, and where it does not resize them.
+        foldable: whether a batch norm that is defined behind a convolution follows it.
     """
 
     arch: str
     num_classes: int
     imagenet: bool
     image_size: int | None = None
+    input_size: int | None = None
+    foldable = True
     normalize: Normalize
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def _conv_norm_pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    for parent in model.modules():
+    for parent in model.modules() if getattr(model, "foldable", True) else ():
         children = list(parent.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from models.allcnn import AllCNN
 from models.layers import Classifier, Normalize
+from models.libraries import PLAIN, borrowed, find
 from models.resnet import BasicBlock, Bottleneck, CifarResNet, Projection, ResNet
 from models.vgg import vgg_imagenet, vgg_lottery, vgg_small
 from models.vit import PATCH, ViT
@@ -33,6 +35,7 @@ class Arch:
         build_imagenet: the same with an ImageNet stem; None where there is none.
         patch: pixels that the images' side is a multiple of, since the network has a weight for each place of a patch; 0 where
             one network takes images of any size.
+        library: whether it is of torchvision or timm; ``build`` then takes ``image_size``, ``input_size`` and ``checked``.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Arch:
     head: str
     build_imagenet: Callable[[int, Normalize], Classifier] | None = None
     patch: int = 0
+    library: bool = False
 
     @property
     def imagenet(self) -> bool:
@@ -53,29 +57,51 @@ class Arch:
         return image_size >= self.min_size and not (self.patch and image_size % self.patch)
 
     def make(self, num_classes: int, normalize: Normalize | None = None, *, imagenet: bool = False,
-             image_size: int | None = None) -> Classifier:
+             image_size: int | None = None, input_size: int | None = None, checked: bool = False) -> Classifier:
         """The model's structure with torch's default initialisation, for ``build`` and ``build_empty`` to go on from.
 
         Args:
             image_size: pixels a side, for a network that depends on it; 32 if None.
+            input_size: what a library's network resizes images to. checked: see there.
 
         Raises:
-            BadInput: fewer than 2 classes, or an ImageNet stem where there is none.
+            BadInput: fewer than 2 classes, an ImageNet stem or resized images where there are none.
         """
         if num_classes < 2:
             raise BadInput(f"{self.name} needs at least 2 classes; got {num_classes}")
         if imagenet and self.build_imagenet is None:
             having = ", ".join(name for name in ARCHS.names() if ARCHS[name].imagenet)
             raise BadInput(f"{self.name} has no ImageNet stem; these have one: {having}")
+        if input_size is not None and not self.library:
+            raise BadInput(f"--input_size {input_size}: {self.name} takes images as they are; it is of --arch torchvision:NAME "
+                           "and timm:NAME")
         structure = self.build_imagenet if imagenet else self.build
-        sized = {"image_size": image_size or CIFAR_SIZE} if self.patch else {}
+        sized: dict[str, Any] = {"image_size": image_size or CIFAR_SIZE} if self.patch else {}
+        if self.library:
+            sized = {"image_size": image_size, "input_size": input_size, "checked": checked}
         model = structure(num_classes, normalize or Normalize((0.0,) * 3, (1.0,) * 3), **sized)
         model.arch, model.num_classes, model.imagenet = self.name, num_classes, imagenet
-        model.image_size = sized.get("image_size")
+        model.image_size = sized["image_size"] if self.patch else None
         return model
 
 
-ARCHS: Registry[Arch] = Registry("architecture")
+class Architectures(Registry[Arch]):
+    """Our own networks by name, and those of the libraries, which are looked up when they are asked for."""
+
+    def named(self) -> list[str]:
+        """Names that stand by themselves: our own, and those of the libraries that the published projects use."""
+        return [*self.names(), *PLAIN]
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(name) or borrowed(name)
+
+    def __getitem__(self, name: str) -> Arch:
+        if not borrowed(name):
+            return super().__getitem__(name)
+        return Arch(name, find(name), 1, PLAIN.get(name, (0, ""))[1], "head", library=True)
+
+
+ARCHS = Architectures("architecture")
 
 
 def _resnet(name: str, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int]) -> None:
@@ -133,6 +159,7 @@ def build(
     *,
     imagenet: bool = False,
     image_size: int | None = None,
+    input_size: int | None = None,
 ) -> Classifier:
     """A freshly initialised model; the initial weights come from the current global torch generator.
 
@@ -140,6 +167,7 @@ def build(
         mean, std: of each of the three colours, for images in [0, 1].
         imagenet: the ImageNet stem (ResNet) or layout (VGG) instead of the one for small images.
         image_size: the side of the images in pixels, to be checked against what the architecture accepts.
+        input_size: what a network of a library resizes them to; its own choice if None.
 
     Raises:
         BadInput: unknown name, fewer than 2 classes, no ImageNet stem, images too small, mean or std not 3 numbers.
@@ -153,19 +181,24 @@ def build(
         advice = f"these take it: {', '.join(fitting)}" if fitting else "use larger images"
         stem = " with the ImageNet stem" if imagenet else ""
         raise BadInput(f"{name}{stem} needs images {wanted}; got {image_size}; {advice}")
-    model = arch.make(num_classes, Normalize(mean, std), imagenet=imagenet, image_size=image_size)
+    model = arch.make(num_classes, Normalize(mean, std), imagenet=imagenet, image_size=image_size, input_size=input_size)
     model.reset_parameters()
     return model
 
 
-def build_empty(name: str, num_classes: int, *, imagenet: bool = False, image_size: int | None = None) -> Classifier:
+def build_empty(name: str, num_classes: int, *, imagenet: bool = False, image_size: int | None = None,
+                input_size: int | None = None) -> Classifier:
     """A model with memory but no values yet, normalisation included, for ``load_state``; draws no random numbers.
 
     Raises:
         BadInput: unknown name, fewer than 2 classes, no ImageNet stem.
     """
+    arch = ARCHS[name]
+    if arch.library:  # which computes with the values of its buffers while it is made
+        with torch.random.fork_rng(devices=()):
+            return arch.make(num_classes, imagenet=imagenet, image_size=image_size, input_size=input_size, checked=True)
     with torch.device("meta"):
-        model = ARCHS[name].make(num_classes, imagenet=imagenet, image_size=image_size)
+        model = arch.make(num_classes, imagenet=imagenet, image_size=image_size, input_size=input_size)
     # as to_empty does, which would first import sympy (0.4 s)
     memory = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in model.state_dict().items()}
     model.load_state_dict(memory, assign=True)
@@ -180,4 +213,5 @@ def table() -> list[tuple[str, ...]]:
             arch = ARCHS[name]
             count = sum(parameter.numel() for parameter in arch.make(10).parameters())
             rows.append((name, f"{count:,}", str(arch.min_size), "yes" if arch.imagenet else "no", arch.docs))
+    rows += [(name, f"{count:,}", "1", "no", docs) for name, (count, docs) in PLAIN.items()]
     return rows

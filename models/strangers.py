@@ -46,7 +46,7 @@ def whose(state: Mapping[str, Tensor], wrong: float) -> str | None:
     if wrong < STRANGE:
         return None
     found = next((family for pattern, family in FAMILIES if any(re.search(pattern, name) for name in state)), None)
-    return None if found is None else f"they look like {found}, which is not among the architectures here"
+    return None if found is None else f"they look like {found}; --arch torchvision:NAME or timm:NAME may be its name"
 
 
 def _fits(state: Mapping[str, Tensor], name: str, imagenet: bool) -> bool:

@@ -23,14 +23,14 @@ class WideBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        # the shortcut stands first: a batch norm right behind a convolution is one that folding puts into it
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut = None if same else _conv(in_channels, out_channels, 1, stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = _conv(in_channels, out_channels, 3, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = _conv(out_channels, out_channels, 3)
         self.relu = nn.ReLU(inplace=True)
+        # last: folding puts a batch norm into the convolution that is defined right before it, here conv1 alone
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = None if same else _conv(in_channels, out_channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(x))

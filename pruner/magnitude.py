@@ -11,25 +11,57 @@ import torch
 from torch import Tensor, nn
 
 from pruner.mask import top
-from utils import BadInput, Mask
+from utils import BadInput, Mask, say
 
 SCOPES = ("global_conv", "layerwise_conv", "global_all")
 
 
 def prunable(model: nn.Module, scope: str = "global_conv") -> dict[str, Tensor]:
-    """The weights in scope by name, in the model's order; biases and batch norm never are.
+    """The weights in scope by name, in the model's order; biases and norms never are.
 
-    ``*_conv``: every Conv2d, the first one and 1x1 shortcuts included, as published; ``global_all``: Linear ones too.
+    ``*_conv``: every Conv2d, the first one and 1x1 shortcuts included, as published; of a network whose convolutions are
+    fewer than its linear layers, such as a transformer with one for its patches, the linear layers but the head instead.
+    ``global_all``: all of both.
 
     Raises:
-        BadInput: there is none, as in a network without convolutions.
+        BadInput: there is none.
     """
-    kinds = (nn.Conv2d, nn.Linear) if scope == "global_all" else (nn.Conv2d,)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    if not layers:
-        raise BadInput(f"--prune_scope {scope}: {getattr(model, 'arch', 'this network')} has no convolution to prune; "
-                       + ("choose another --arch" if scope == "global_all" else "use --prune_scope global_all"))
-    return {f"{name}.weight" if name else "weight": module.weight for name, module in layers}
+    convolutions, linear = _weights(model, nn.Conv2d), _weights(model, nn.Linear, nn.MultiheadAttention)
+    if scope == "global_all":
+        found = {name: p for name, p in model.named_parameters() if name in convolutions or name in linear}
+    else:
+        found = _but_head(linear) if by_linear(model) else convolutions
+    if not found:
+        raise BadInput(f"--prune_scope {scope}: {getattr(model, 'arch', 'this network')} has neither convolutions nor linear "
+                       "layers before its head, so that there is nothing to prune; choose another --arch")
+    return found
+
+
+def by_linear(model: nn.Module) -> bool:
+    """Whether a network's linear layers are pruned where a method speaks of convolutions: before the head there are more."""
+    return len(_but_head(_weights(model, nn.Linear, nn.MultiheadAttention))) > len(_weights(model, nn.Conv2d))
+
+
+def told_scope(model: nn.Module, what: str) -> None:
+    """Say where linear layers take the place of convolutions. what: the method or the flag that speaks of them."""
+    if by_linear(model):
+        say(f"notice: {what}: {getattr(model, 'arch', 'this network')} has fewer convolutions than linear layers; its linear "
+            "layers but the head are pruned in their place")
+
+
+def _weights(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Tensor]:
+    """Name -> weight of the layers of some kinds; of torch's attention the queries, keys and values, which are one."""
+    found = {}
+    for name, module in model.named_modules():
+        own = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        if isinstance(module, kinds) and getattr(module, own) is not None:
+            found[f"{name}.{own}".lstrip(".")] = getattr(module, own)
+    return found
+
+
+def _but_head(linear: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the last one, which makes the logits."""
+    return dict(list(linear.items())[:-1])
 
 
 def left_after(rate: float, count: int) -> int:

@@ -186,6 +186,8 @@ class Plan:
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any training, shares that this network cannot have."""
+        if len(self.shares) > 1 and self.prune_scope != "global_all":
+            magnitude.told_scope(model, f"--prune_scope {self.prune_scope}")
         weights = magnitude.prunable(model, self.prune_scope)
         for group in magnitude.ranked_together(weights, self.prune_scope):
             count = before = sum(weights[name].numel() for name in group)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet import Projection
-from pruner.magnitude import gone, left_after, prunable
+from models.wide import WideBlock
+from pruner.magnitude import by_linear, gone, left_after, prunable
 from pruner.mask import top
 from utils import BadInput, Mask
 
@@ -21,8 +22,9 @@ Shape = tuple[int, int, int]  # colours, height and width of an image
 
 def shortcuts(model: nn.Module) -> list[str]:
     """Names of the 1x1 convolutions on shortcuts (option B), which SynFlow tends to prune wholly."""
-    return [f"{place}.{name}.weight" for place, module in model.named_modules() if isinstance(module, Projection)
-            for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    return [f"{place}.{name}.weight" for place, module in model.named_modules() if isinstance(module, (Projection, WideBlock))
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Conv2d) and (isinstance(module, Projection) or name == "shortcut")]
 
 
 def absolute(model: nn.Module) -> nn.Module:
@@ -36,6 +38,21 @@ def absolute(model: nn.Module) -> nn.Module:
         for value in (*net.parameters(), *net.buffers()):
             value.abs_()
     return net
+
+
+def check(model: nn.Module) -> None:
+    """Refuse a network in which SynFlow's product over the paths is not defined.
+
+    LayerNorm takes the mean off and attention divides by a sum, so that outputs do not grow with the weights, and the score
+    of a layer is no sum over its paths.
+
+    Raises:
+        BadInput: it normalises each example, or its weights are in linear layers for want of convolutions.
+    """
+    norms = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
+    if by_linear(model) or any(isinstance(module, norms) for module in model.modules()):
+        raise BadInput(f"SynFlow follows weights through convolutions and batch norm; {getattr(model, 'arch', 'this network')} "
+                       "is not made of these: choose another --arch, or main_imp.py, which prunes it by magnitude")
 
 
 def scores(net: nn.Module, shape: Shape) -> dict[str, Tensor]:
@@ -95,6 +112,7 @@ def prune(model: nn.Module, share: float, rounds: int, shape: Shape, spared: lis
     Raises:
         BadInput: see ``budget`` and ``scores``; or no path of weights is left from the image to the outputs.
     """
+    check(model)
     counts = budget(model, share, rounds, spared)
     net = absolute(model)
     weights = prunable(net)

@@ -28,13 +28,14 @@ UNUSED = {
     # what goes into a label or a generator alone is the same in a stage that draws nothing
     "random": {"bn"},  # of --rl_form sequential
     "mask": {"seed"}, "memorization es": {"seed"}, "memorization confidence": {"seed", "arch", "imagenet_arch", "num_classes",
-                                                                             "mean", "normalize"},
+                                                                             "mean", "normalize", "input_size"},
     "memorization loss_curvature": {"seed"},
     # the share is not of subsets that are halves, nor the limit of influence where none is asked for; nothing has scores there
     "memorization": {"fraction", "influence_above", "recipe"}, "analysis": {"scores"},
 }
-# always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut; only stands for other flags
-EVERYWHERE = {"noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores", "setup"}
+# always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut; only stands for other flags; of what
+# starts anew
+EVERYWHERE = {"pretrained", "noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores", "setup"}
 STAGES = [*stages.STAGES, *(f"forget {name}" for name in ("raw", "retrain", "FT", "wfisher", "ssd", "SCRUB")),
           *(f"memorization {name}" for name in ("confidence", "loss_curvature", "ho_ret", "es"))]
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)

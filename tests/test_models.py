@@ -151,7 +151,7 @@ def test_vgg_imagenet_layout_is_torchvisions(name: str) -> None:
 
 def test_the_table_has_a_row_for_every_architecture_with_its_parameters() -> None:
     head, *rows = models.table()
-    assert [row[0] for row in rows] == models.ARCHS.names() and {len(row) for row in rows} == {len(head)}
+    assert [row[0] for row in rows] == models.ARCHS.named() and {len(row) for row in rows} == {len(head)}
     by_name = {row[0]: row for row in rows}
     assert by_name["resnet18"][1:4] == ("11,173,962", "8", "yes")
     assert by_name["vgg16_bn_lth"][1:4] == ("14,728,266", "16", "no")

@@ -242,8 +242,11 @@ NOT_WEIGHTS: dict[str, tuple[Callable[[State], Any], tuple[str, ...]]] = {
     "another of ours": (lambda s: perturbed("resnet32s").state_dict(), ("weights of resnet32s; give --arch resnet32s",)),
     "torchvision's ResNet": (lambda s: perturbed("resnet18", 1000, imagenet=True).state_dict(),
                              ("torchvision's resnet18; give --arch resnet18 --imagenet_arch",)),
-    "torchvision's deeper ResNet": (lambda s: torchvision_state("resnet101"), ("a ResNet of torchvision's form",)),
-    "torchvision's transformer": (lambda s: torchvision_state("vit_b_32"), ("vision transformer of torchvision", "not among")),
+    "torchvision's deeper ResNet": (lambda s: torchvision_state("resnext50_32x4d"), ("a ResNet of torchvision's form",)),
+    "torchvision's transformer": (lambda s: torchvision_state("vit_b_32"),
+                                  ("vision transformer of torchvision", "--arch torchvision:NAME")),
+    "the deepest ResNet": (lambda s: torchvision_state("resnet101"), ("give --arch resnet101 --imagenet_arch",)),
+    "our transformer": (lambda s: perturbed("vit").state_dict(), ("weights of vit; give --arch vit",)),
     "torchvision's DenseNet": (lambda s: torchvision_state("densenet121"), ("a DenseNet of torchvision",)),
     "a ResNet with shortcuts": (
         lambda s: renamed(perturbed("resnet18").state_dict(),

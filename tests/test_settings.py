@@ -37,7 +37,7 @@ PAIRS = {name: (LISSA, LISSA | {name: 0.9 if name != "solver_steps" else 9})
          for name in ("damping", "step_limit", "solver_steps", "solver_tolerance", "lissa_scale")} | {
          "solver": ({"wfisher_mode": "exact"}, {"wfisher_mode": "exact", "solver": "cg"}),
          "subsets": ({"subset": "given", "subsets": "here"}, {"subset": "given", "subsets": "there"}),
-         "shard": ({}, {"shard": "1/2"}),
+         "shard": ({}, {"shard": "1/2"}), "arch": ({}, {"arch": "vit"}),
         **{name: ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, name: (0.25,) * 3})
            for name in ("mean", "std")},
          "replay_epochs": ({"replay_factors": (1.0,)}, {"replay_factors": (1.0,), "replay_epochs": (4,)}),

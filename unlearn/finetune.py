@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruner import magnitude
 from pruner.mask import both, top
@@ -85,9 +85,10 @@ def fine_tune_l1(task: Task, cfg: L1Config) -> None:
 def l1_sparse(task: Task, cfg: L1Config) -> None:
     """l1-sparse under its published name: FT_l1, and the share of weights it drove below 1e-4 in the log."""
     fine_tune_l1(task, cfg)
-    weights = [m.weight.detach() for m in task.model.modules() if isinstance(m, nn.Conv2d)]
-    small = sum(int((w.abs() < 1e-4).sum()) for w in weights)
-    task.log(share_of_conv_weights_below_1e_4=small / max(1, sum(w.numel() for w in weights)))
+    weights = magnitude.magnitudes(magnitude.prunable(task.model)).values()
+    share = sum(int((w < 1e-4).sum()) for w in weights) / sum(w.numel() for w in weights)
+    kind = "linear" if magnitude.by_linear(task.model) else "conv"
+    task.log(**{f"share_of_{kind}_weights_below_1e_4": share})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,11 @@ class AlternatingConfig(DescentConfig):
                   "test misses a prune where it is odd, and the call ends in a TypeError in the later code); the checkpoint "
                   "holds the mask, and pruned weights stay exactly 0")
 def alternate(task: Task, cfg: AlternatingConfig) -> None:
-    """Fine-tune on the retain set, and before every other epoch prune the convolutions' smallest weights."""
+    """Fine-tune on the retain set, and before every other epoch prune the convolutions' smallest weights.
+
+    Of a network with hardly any, such as a transformer, the linear layers' but the head's, which a notice says.
+    """
+    magnitude.told_scope(task.model, "FT_prune_bi")
     opt = task.descent(cfg)
     weights, keep = magnitude.prunable(task.model), {}
     prunes = (cfg.unlearn_epochs + 1) // 2  # as many as the published exponent, (E - 1) // 2 + 1, counts
