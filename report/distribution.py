@@ -45,7 +45,7 @@ class DistributionConfig(RunsConfig):
     features: tuple[str, ...] = hp(FEATURES, "of the points: what enters the last layer, and what leaves it", choices=FEATURES)
     space: tuple[str, ...] = hp(SPACES, "where they are measured: in the space of the features itself (own), in a t-SNE plane",
                                 choices=SPACES)
-    tsne_points: int = hp(10_000, "points of a t-SNE plane, the same images for every model: the forgotten ones, up to half of "
+    tsne_points: int = hp(7500, "points of a t-SNE plane, the same images for every model: the forgotten ones, up to half of "
                           "these, and a random draw of each other class", low=20)
     tsne_seed: int = hp(42, "owns that draw and the planes", low=0, high=2**32 - 1)
     perplexity: float = hp(30.0, "of t-SNE: about how many neighbours a point has", above=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ def never_seen(data: Data, retain: np.ndarray) -> Scene | None:
     whole = data.outputs[classes] < 0  # else a sub-class was left out of its class
     told = [f"class {c}" if gone else f"sub-class {fine}" for c, gone, fine in zip(
         classes, whole, classes if data.ood.fine is None else data.ood.fine, strict=True)]
-    names = tuple(dict.fromkeys(told))
+    names = tuple(sorted(set(told), key=lambda name: (name.split()[0], int(name.split()[1]))))
     retain = np.sort(retain)
     return Scene(data, np.concatenate([retain, np.arange(len(classes))]), np.concatenate([_labels(data, retain), classes]),
                  np.concatenate([np.full(len(retain), -1), [names.index(name) for name in told]]), names, True)
@@ -140,7 +141,7 @@ def look(file: Path, cfg: ModelConfig, scene: Scene, asked: Asked, kept: Path, r
     numbers, planes, taken = {}, {}, {}
     for name in asked.features:
         for space in asked.spaces:
-            plane_of = [asked.tsne_points, asked.tsne_seed, asked.perplexity] if space == TSNE else []
+            plane_of = [*asked[2:], version("scikit-learn")] if space == TSNE else []
             path = kept / f"{digest_of([*key, name, space, *plane_of])}.npz"
             found = _read(path, len(scene.index))
             if found is None:
