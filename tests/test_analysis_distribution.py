@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import shell
 import torch
+from conftest import make_data
 from grouped import csv_lines
 from pretended import change
 from sklearn.decomposition import PCA
@@ -22,7 +23,7 @@ from sklearn.metrics import silhouette_samples, silhouette_score
 
 import dataset
 import models
-from dataset import DataConfig
+from dataset import DataConfig, Images
 from evaluation import distribution as measures
 from models import ModelConfig
 from report import distribution, draw, embedded, folders, lineup
@@ -351,6 +352,21 @@ def test_classes_out_of_distribution_are_shown_as_the_original_never_saw_them(tm
     assert float(mean["variance"]) == pytest.approx(np.mean([float(line["variance"]) for line in never]))
     assert "(class 0, class 3), each among the retained" in written.text
     assert "Never seen: black is" in (tmp_path / "out" / "distribution_captions.md").read_text()
+
+
+def test_what_was_never_seen_is_told_by_class_or_by_sub_class(rt: Runtime) -> None:
+    """By the sub-class where only that was left out of its class; in the order of their numbers, the images in their own."""
+    plain = make_data(rt)
+    x, y, fine = plain.test.x[:6].numpy(), np.array([3, 0, 3, 0, 0, 3]), np.array([31, 12, 30, 2, 12, 31])
+    data = dataclasses.replace(plain, outputs=np.array([0, 1, 2, -1]), ood=Images(x, y, plain.source, rt, fine))
+    scene = embedded.never_seen(data, plain.splits.retain)
+    count = len(plain.splits.retain)
+    assert scene.names == ("class 3", "sub-class 2", "sub-class 12")
+    assert list(scene.group[count:]) == [0, 2, 0, 1, 2, 0] and set(scene.group[:count]) == {-1}
+    seen, labels = scene.of_group(2)
+    assert seen.sum() == count + 2 and (labels == measures.FORGOTTEN).sum() == 2
+    assert np.array_equal(labels[:count], plain.images.y.numpy()[plain.splits.retain])
+    assert embedded.never_seen(plain, plain.splits.retain) is None
 
 
 def test_folders_are_told_apart_by_all_that_changes_a_number() -> None:
