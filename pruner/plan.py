@@ -47,7 +47,8 @@ class PruneConfig(AmountConfig):
                               "published, all --epochs from there", choices=("rest", "published"))
     random_prune: bool = hp(False, "prune at random instead of by magnitude")
     prune_scope: str = hp("global_conv", "all convolutions ranked together (published), each by itself, or linear layers "
-                          "too", choices=magnitude.SCOPES)
+                          "too; of a network with hardly any convolutions, its linear layers but the head",
+                          choices=magnitude.SCOPES)
 
     def check_dense(self) -> None:
         """Refuse what is about pruning where nothing is pruned; --rewind_epoch writes the weights for later prunes."""

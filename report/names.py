@@ -13,6 +13,8 @@ from report.settings import Setting
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar20": "CIFAR-20", "svhn": "SVHN", "imagenet64": "ImageNet-64",
         "TinyImagenet": "TinyImageNet"}
 ARCH = re.compile(r"(resnet|vgg)(\d+)(s|_bn|_bn_lth)?$")
+WIDE = re.compile(r"wrn_(\d+)_(\d+)$")
+NETWORKS = {"vit": "ViT (small)", "allcnn": "All-CNN-C", "swin_t": "Swin-T", "vit_b_16": "ViT-B/16"}
 FAMILY = {"resnet": "ResNet", "vgg": "VGG"}
 BETWEEN = " · "
 
@@ -26,6 +28,13 @@ class Heading(NamedTuple):
 
 def architecture(name: str) -> str:
     """``ResNet-20`` for ``resnet20s``: the CIFAR networks' depths are no others' depths."""
+    library, colon, own = name.partition(":")
+    if colon:  # another network than ours of this name
+        return f"{architecture(own)} ({library})"
+    if wide := WIDE.match(name):
+        return f"WRN-{wide[1]}-{wide[2]}"
+    if name in NETWORKS:
+        return NETWORKS[name]
     found = ARCH.match(name)
     return f"{FAMILY[found[1]]}-{found[2]}{' (LTH)' if name.endswith('lth') else ''}" if found else name
 

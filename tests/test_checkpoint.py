@@ -21,7 +21,7 @@ from pruner.magnitude import apply_mask
 from sources import SOURCES
 from utils import BadInput, Mask, Run, RunConfig, Runtime, Saved
 
-DIGITS = SimpleNamespace(num_classes=3, source=SOURCES["digits"])
+DIGITS = SimpleNamespace(num_classes=3, outputs=np.arange(3), source=SOURCES["digits"])
 PUBLISHED = ["--dataset", "digits", "--classes", "0-2", "--arch", "resnet8s", "--batch_size", "64", "--seed", "1"]
 
 
@@ -120,7 +120,8 @@ def test_file_cut_anywhere_is_refused(tmp_path: Path, rt: Runtime) -> None:
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"schema": utils.SCHEMA + 1}, "schema 2"), ({"schema": None}, "schema None"),
-    ({"arch": "resnet32s"}, "arch resnet32s, not resnet20s"), ({"num_classes": 10}, "num_classes 10, not 3"),
+    ({"arch": "resnet32s"}, "arch resnet32s, not resnet20s"),
+    ({"num_classes": 10}, "a model of 10 outputs, but the data set has 3 classes"),
     ({"imagenet": True}, "imagenet True, not False"), ({"arch": None}, "no model of this version"),
 ])
 def test_file_of_something_else_is_refused(change: dict[str, Any], says: str, tmp_path: Path, rt: Runtime) -> None:

@@ -57,7 +57,8 @@ def test_settings_that_would_read_alike_are_told_apart_by_their_split_seeds_and_
 
 
 @pytest.mark.parametrize(("name", "told"), [("resnet18", "ResNet-18"), ("resnet20s", "ResNet-20"), ("vgg16_bn", "VGG-16"),
-                                            ("vgg16_bn_lth", "VGG-16 (LTH)"), ("another", "another")])
+                                            ("vgg16_bn_lth", "VGG-16 (LTH)"), ("another", "another"), ("wrn_28_2", "WRN-28-2"),
+                                            ("swin_t", "Swin-T"), ("torchvision:resnet18", "ResNet-18 (torchvision)")])
 def test_networks_have_their_names_in_the_field(name: str, told: str) -> None:
     assert architecture(name) == told
 

@@ -134,6 +134,13 @@ def test_pruned_weights_of_a_transformer_stay_0_and_its_head_whole() -> None:
     assert gone == round(0.6 * sum(part.numel() for part in mask.values())) and "fc.weight" not in mask
 
 
+@pytest.mark.parametrize(("kind", "bn", "told"), [("vit", "eval", True), ("vit", "batch", False), ("resnet8s", "eval", False)])
+def test_a_way_of_batch_norm_is_idle_where_there_is_none(kind: str, bn: str, told: bool,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    METHODS["GA"].apply(fresh(kind), tiny_data(), short_config("GA", unlearn_epochs=1, unlearn_lr=1e-4, bn=bn), quiet_runtime())
+    assert (f"--bn has no effect: {kind} has no batch norm" in capsys.readouterr().out) == told
+
+
 # ---------------------------------------------------------------------------------------- masks, dropout, gradients
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from dataset import Data, Loader
@@ -121,6 +122,7 @@ class Method:
             Diverged: retrain did, the reference of all others; or any method without a ``run``. In a run it is the method's
                 outcome, ``diverged`` in the record, and the model stays as broken as it is.
         """
+        idle_norms(model, cfg)
         task = Task(self, model, data, rt, run, mask, mask_mode, purpose or ("retrain" if self.fresh else "unlearn"))
         if self.whole and not task.whole_classes:
             task.refuse("it forgets whole classes, and of every class there are examples to retain; name classes by "
@@ -140,6 +142,13 @@ class Method:
             if idle:
                 say(f"notice: {self.name} did nothing: its model is the original; change its settings")
         return task.pruned
+
+
+def idle_norms(model: nn.Module, cfg: Config) -> None:
+    """Say where ``--bn`` was given another value than its own, and there is no batch norm that it would be about."""
+    own = {field.name: field.default for field in dataclasses.fields(cfg)}
+    if getattr(cfg, "bn", None) != own.get("bn") and not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        say(f"notice: --bn has no effect: {getattr(model, 'arch', 'this network')} has no batch norm")
 
 
 def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
