@@ -41,8 +41,8 @@ def pick(table: list[Row], measure: str | None) -> list[Row]:
 
 
 def family(row: Row) -> str:
-    """The method or plan, whatever its settings; a mask of its own makes it no other method."""
-    return json.loads(row.variant)[0]
+    """The method or plan, whatever its settings; a mask of its own makes it no other method, another name does."""
+    return f"{json.loads(row.variant)[0]} {row.name}"
 
 
 def said(part: list[Row], measure: str | None) -> list[str]:

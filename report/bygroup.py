@@ -118,7 +118,7 @@ def fill(parts: Iterable[tuple[str, Iterable[Row]]], name: str, aside: tuple[str
     several = {method for (_, method), count in counted.items() if count > 1}
     keys = {(column, row.variant): ("" if row.pairs[0].method in several else column, _settings(row, aside))
             for column, row in known}
-    called = {json.loads(row.variant)[0]: row.name for _, row in known}
+    called = {_settings(row, aside): row.name for _, row in known}
     labels, cells = labels_of(dict.fromkeys(keys.values()), called), {}
     for column, row in there:
         cells.setdefault(FLOOR if row.method == FLOOR else labels[keys[column, row.variant]], {})[column] = row

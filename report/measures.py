@@ -12,8 +12,8 @@ import torch
 from evaluation import accuracy, separation, statistics, tow
 from evaluation.accuracy import load_outputs, remaining
 from report.pairs import Pair
-from report.settings import machine_of, name_of
-from report.variants import needs_scores
+from report.settings import machine_of
+from report.variants import computation, needs_scores
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 
@@ -68,7 +68,7 @@ def cost(pair: Pair) -> dict[str, float]:
     found = {}
     own, ref = (sum(run.record["seconds"].get(name, 0.0) for name in ("unlearn", "mask")) for run in (pair.run, pair.retrain))
     alike = machine_of(pair.run.record) == machine_of(pair.retrain.record)
-    if own > 0 and ref > 0 and alike and name_of(pair.run) != "raw":  # which does nothing, and takes the time to say so
+    if own > 0 and ref > 0 and alike and computation(pair.run) != "raw":  # which does nothing, and takes the time to say so
         found["speed_up"] = ref / own
     read, theirs = (run.record.get("images_read") for run in (pair.run, pair.retrain))
     if read is not None and theirs is not None and theirs.get("unlearn"):

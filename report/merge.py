@@ -129,15 +129,16 @@ def parts_of(lines: list[Line]) -> list[Part]:
 
 
 def _called(lines: Iterable[Line]) -> dict[str, str]:
-    """Computation -> what its machines called it, by two names rather than one. A plan's number is each machine's own, and a
+    """Variant -> what its machines called it, by two names rather than one. A plan's number is each machine's own, and a
     label may be of two plans: these are called by their whole names."""
     found: dict[str, set[str]] = {}
     for line in lines:
-        found.setdefault(json.loads(line["variant"])[0], set()).add(line["label"].partition(" (")[0])
-    once = {name: max((text for text in told if not NUMBERED.search(text)), key=len, default=name)
-            for name, told in found.items()}
-    twice = {told for told, count in collections.Counter(once.values()).items() if count > 1}
-    return {name: name if told in twice else told for name, told in once.items()}
+        found.setdefault(line["variant"], set()).add(line["label"].partition(" (")[0])
+    whole = {variant: json.loads(variant)[0] for variant in found}
+    once = {variant: max((text for text in sorted(told) if not NUMBERED.search(text)), key=len, default=whole[variant])
+            for variant, told in found.items()}
+    plans = collections.Counter(told for told, _ in {(once[variant], name) for variant, name in whole.items()})
+    return {variant: whole[variant] if plans[told] > 1 else told for variant, told in once.items()}
 
 
 def _line_of(label: str, numbers: dict[str, dict[str, float]], measures: list[str]) -> Row:

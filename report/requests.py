@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -41,7 +40,7 @@ def _rows(heading: str, members: list[Row]) -> list[Row]:
     for row in members:
         if row.method != FLOOR:
             by_variant.setdefault(row.variant, []).append(row)
-    called = {json.loads(variant)[0]: there[0].name for variant, there in by_variant.items()}
+    called = {variant: there[0].name for variant, there in by_variant.items()}
     labels = labels_of(((heading, variant) for variant in by_variant), called)
     found = [_merged(heading, labels[heading, variant], there) for variant, there in by_variant.items()]
     floors = [row for row in members if row.method == FLOOR]

@@ -65,7 +65,7 @@ class Row:
     @property
     def is_raw(self) -> bool:
         """Whether it is the original itself."""
-        return self.method != FLOOR and self.pairs[0].method == "raw"
+        return self.method != FLOOR and computation(self.pairs[0].run) == "raw"
 
     @property
     def collapsed(self) -> int:
@@ -110,7 +110,7 @@ def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
     names = shown_names(found)  # of all settings, so that plans have the same numbers in all
     grouped = by_variant(found)
     labels = labels_of(grouped, names)
-    table = [_row(*key, labels[key], names[computation(members[0].run)], members, level) for key, members in grouped.items()]
+    table = [_row(*key, labels[key], names[key[1]], members, level) for key, members in grouped.items()]
     floors = [floor for row in table if row.is_reference for floor in _floor(row)]
     return in_order([*table, *floors], "ToW")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shell
@@ -81,6 +82,38 @@ def test_methods_that_are_one_computation_are_one_row_with_both_names(library: P
     assert [row.method for row in table] == ["retrain", FLOOR, "FT_l1 = FT_prune"]
     assert sum(pair.seed == 3 for pair in row.pairs) == 1
     assert "FT_l1 = FT_prune: One computation under two names" in text_of(table)
+
+
+def renamed(library: Path, root: Path, of: str, name: str, seed: int, **cfg: Any) -> None:
+    """A run of a method under another name of it, with these settings other than the method's own."""
+    folder = pretend(library, root, of, seed, f"-{name}-{len(cfg)}")
+    settings = read_record(folder).record["settings"]
+    change(folder, settings=settings | {"method": {"unlearn": name}, "cfg": settings["cfg"] | cfg})
+
+
+def test_names_of_one_method_are_one_row_where_their_settings_are_equal_alone(library: Path, tmp_path: Path) -> None:
+    """NG and negative_grad, whose defaults differ, are two rows by their own names, and one where both were set alike."""
+    for seed in SEEDS[:2]:
+        pretend(library, tmp_path, "retrain", seed)
+        pretend(library, tmp_path, "raw", seed)
+        pretend(library, tmp_path, "NG", seed)
+        renamed(library, tmp_path, "NG", "negative_grad", seed, momentum=0.0, weight_decay=0.0)
+    assert {row.method for row in table_of(tmp_path)} == {"retrain", FLOOR, "raw", "NG", "negative_grad"}
+    assert {row.method for row in table_of(tmp_path, best="ToW_val")} >= {"NG", "negative_grad"}
+    for seed in SEEDS[1:]:
+        renamed(library, tmp_path, "NG", "negative_grad", seed)
+    table = table_of(tmp_path)
+    told = "NG = negative_grad (momentum=0.9, weight_decay=0.0005)", "NG = negative_grad (momentum=0.0, weight_decay=0.0)"
+    assert {row.method for row in table} == {"retrain", FLOOR, "raw", *told}
+    assert row_of(table, told[0]).seeds == [3, 5]  # of the third seed there is no retrain
+
+
+def test_to_do_nothing_is_raw_by_any_name(library: Path, tmp_path: Path) -> None:
+    for seed in SEEDS[:2]:
+        pretend(library, tmp_path, "retrain", seed)
+        renamed(library, tmp_path, "raw", "baseline", seed)
+    row = row_of(table_of(tmp_path), "raw")
+    assert row.is_raw and row.seeds == [3, 5] and "speed_up" not in row.numbers
 
 
 def test_the_registry_says_which_methods_are_one_computation(library: Path) -> None:
