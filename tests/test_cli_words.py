@@ -13,7 +13,7 @@ import shell
 import arg_parser
 import utils
 from unlearn import METHODS
-from utils import Saved
+from utils import BadInput, Saved
 
 RUM = {
     "main_train.py --dataset cifar10 --arch resnet18 --epochs 30 --lr 0.1 --batch_size 256":
@@ -116,6 +116,25 @@ def test_own_spelling_needs_no_notice(original: Saved, capsys: pytest.CaptureFix
 def test_random_label_without_a_mask_says_so_once(original: Saved, capsys: pytest.CaptureFixture[str]) -> None:
     arg_parser.parse("random", ["--checkpoint", str(original.folder), "--unlearn", "RL", *shell.FORGET])
     assert capsys.readouterr().out.count("RL_og") == 1
+
+
+@pytest.mark.parametrize(("stage", "words", "told"), [
+    ("forget", "--unlearn salun", "--unlearn salun needs a saliency mask: give --path MASK"),
+    ("forget", "--unlearn salun_our", "--unlearn salun_our needs a saliency mask: give --path MASK"),
+    ("random", "--unlearn salun", "--unlearn salun needs a saliency mask"),
+    ("backdoor", "--unlearn salun", "--unlearn salun needs a saliency mask: give --density")])
+def test_salun_without_a_mask_is_refused(stage: str, words: str, told: str, original: Saved) -> None:
+    """By its own name it is nothing without one; relabel is."""
+    given = [] if stage == "backdoor" else ["--checkpoint", str(original.folder), *shell.FORGET]
+    with pytest.raises(BadInput, match=told) as raised:
+        arg_parser.parse(stage, [*given, *words.split()])
+    assert "\n" not in str(raised.value) and "relabel" in str(raised.value)
+
+
+def test_runs_of_two_names_that_differ_by_case_have_labels_that_do_not(original: Saved) -> None:
+    given = ["--checkpoint", str(original.folder), *shell.FORGET, "--unlearn"]
+    labels = [arg_parser.parse("forget", [*given, name]).label for name in ("SCRUB", "scrub", "scrub_our", "SCRUB_our")]
+    assert len({label.lower() for label in labels}) == 4 and "scrub_2" in labels[1]
 
 
 def test_list_and_help_show_what_exists(capsys: pytest.CaptureFixture[str]) -> None:

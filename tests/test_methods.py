@@ -334,6 +334,21 @@ def test_teacher_stays(rewind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {id(p) for p in optimiser.params} == {id(p) for p in model.parameters()}
 
 
+def test_the_bad_teacher_is_of_random_weights_and_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In eval mode, in no optimiser, other weights than the original's, by the seed; and its batch norm has seen nothing."""
+    made, real = [], Task.fresh_copy
+    monkeypatch.setattr(Task, "fresh_copy", lambda task, purpose: made.append(real(task, purpose)) or made[-1])
+    _, before = apply("badteacher")
+    apply("badteacher")
+    apply("badteacher", seed=6)
+    first, again, other = map(snapshot, made)
+    assert equal(first, again) and not torch.equal(first["conv.weight"], other["conv.weight"])
+    assert all(not torch.equal(first[key], before[key]) for key in ("conv.weight", "fc.weight", "fc.bias"))
+    assert not first["bn.running_mean"].any() and (first["bn.running_var"] == 1).all()
+    assert not any(module.training for module in made[0].modules())
+    assert not any(p.requires_grad or p.grad is not None for p in made[0].parameters())
+
+
 def scrub_epochs(monkeypatch: pytest.MonkeyPatch, data: Data, seed: int = 5,
                  **values: Any) -> tuple[State, list[State], dict[str, Any]]:
     """SCRUB's final state, its state after each epoch, and the last row it logged."""
