@@ -22,7 +22,8 @@ from unlearn.saliency import saliency
 from utils import BadInput, Runtime
 
 PASSES = {"GA": {}, "GA_l1": {}, "RL": {"rl_form": "sequential"}, "RL_og": {"rl_form": "sequential"}, "SCRUB": {}, "NG": {},
-          "sfron": {"ascent_every": 2}, "boundary_shrink": {}, "boundary_expanding": {}}
+          "sfron": {"ascent_every": 2}, "boundary_shrink": {}, "boundary_expanding": {},
+          "our": {}, "rl_our": {}, "orth_no_our": {}}
 BUFFERS = ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked")
 
 
