@@ -70,9 +70,12 @@ def test_vanilla_passes_over_the_data_as_often_as_three_groups(name: str) -> Non
     (equal,), (single,) = (make(name, own, plan_name="vanilla", budget=budget).steps for budget in ("equal", "single"))
     assert equal.group == single.group == "all" and single.cfg == own and equal.method.name == name
     counted = dict(unlearn_epochs=12, msteps=6, no_l1_epochs=3, warmup=3, decreasing_lr=(6, 9))
+    if METHODS[name].phases:  # the first passes over the forget set
+        counted = dict(replay_epochs=(12,))
     fields = {field.name for field in dataclasses.fields(own)}
     counted = {key: value for key, value in counted.items() if key in fields}
-    assert equal.cfg == (own if not METHODS[name].over_retain else dataclasses.replace(own, **counted))
+    forget_alone = "retain" not in METHODS[name].uses or name == "orth_no_our"
+    assert equal.cfg == (own if forget_alone else dataclasses.replace(own, **counted))
     assert equal.density == (0.5 if name == "RL" else None)
 
 
@@ -106,7 +109,11 @@ def test_plan_and_control_step_on_each_example_as_often(name: str, monkeypatch: 
     control = presented(name, step.cfg, data, monkeypatch)
     times = 3 if name in ("SCRUB", "RL", "RL_og", "RL_proximal", "amnesiac", "badteacher") else 1
     for part, factor in (("forget", times), ("retain", 1)):
-        for i in data.index(part):
+        there = data.index(part)
+        if (name, part) == ("orth_no_our", "retain"):  # few retain batches, of one place in the order or another
+            assert sum(control[i] for i in there) == sum(in_plan[i] for i in there) > 0
+            continue
+        for i in there:
             assert control[i] == factor * in_plan[i], part
     assert (sum(in_plan[i] for i in data.index("forget")) > 0) == ("forget" in METHODS[name].uses)
 

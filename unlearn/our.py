@@ -100,7 +100,8 @@ class OnePhaseConfig(OrthogonalConfig):
     l1: float = hp(5e-5, "weight of a constant penalty sum |theta| on all parameters", low=0)
 
 
-@register("orth_no_our", config=OnePhaseConfig, uses="retain forget", source=SOURCE + ", ablation", departs=DEPARTS)
+@register("orth_no_our", config=OnePhaseConfig, uses="retain forget", source=SOURCE + ", ablation", departs=DEPARTS,
+          over_forget=True)
 def one_phase(task: Task, cfg: OnePhaseConfig) -> None:
     """Ablation of our: orthogonality, random labels and the retain set in the same steps, one phase, no replay."""
     opt = task.descent(cfg)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dataset import Data
 from groups import LEVELS, ForgetConfig, refine
-from unlearn.registry import IN_EPOCHS, METHODS, Method
+from unlearn.registry import METHODS, Method
 from utils import BadInput, Config, Run, did_you_mean, hp, read_json, reading, shown
 
 NAMED = {"rum": "low:raw mid:FT(unlearn_lr=0.1,unlearn_epochs=10) high:RL(unlearn_lr=0.1,unlearn_epochs=5)"}
@@ -177,9 +177,9 @@ def _budget(method: Method, own: Config, cfg: PlanConfig) -> Config:
     Each group's epochs pass over all of retain, so the control gets three times as many, and with them all else that is
     counted in epochs. Epochs over the forget set alone pass over a third of it in each group: together over the whole of it.
     """
-    if cfg.budget == "single" or not method.over_retain:
+    if cfg.budget == "single":
         return own
-    counts = {name: getattr(own, name) for name in IN_EPOCHS if hasattr(own, name)}
+    counts = {name: getattr(own, name) for name in method.over_retain}
     return dataclasses.replace(own, **{name: tuple(3 * e for e in count) if isinstance(count, tuple) else 3 * count
                                        for name, count in counts.items()})
 

@@ -48,6 +48,7 @@ class DescentConfig(RateConfig):
 ROUNDING = 1e-6  # relative change of weights up to which a model's outputs are the original's
 # settings of the methods that are counted in epochs, and grow with their number
 IN_EPOCHS = ("unlearn_epochs", "msteps", "no_l1_epochs", "warmup", "decreasing_lr")
+IN_REPLAY = ("replay_epochs", "replay_plain_epochs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Method:
     phases: their names, where it has several.
     needs_mask: is nothing without a saliency mask.
     whole: forgets whole classes only.
+    over_forget: its epochs pass over the forget set, though it reads retain beside it.
     label: the name in those of run folders, which no other method's is, also where upper and lower case are one.
     """
 
@@ -91,6 +93,7 @@ class Method:
     phases: tuple[str, ...] = ()
     needs_mask: bool = False
     whole: bool = False
+    over_forget: bool = False
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -98,9 +101,11 @@ class Method:
             object.__setattr__(self, "label", _label(self.name))
 
     @property
-    def over_retain(self) -> bool:
-        """Whether its epochs pass over the retain set; what reads the forget set alone passes over that."""
-        return "retain" in self.uses
+    def over_retain(self) -> tuple[str, ...]:
+        """Its settings that are counted in epochs over the retain set: of a method of two phases the replay's alone."""
+        if "retain" not in self.uses or self.over_forget:
+            return ()
+        return tuple(name for name in (IN_REPLAY if self.phases else IN_EPOCHS) if hasattr(self.config, name))
 
     @property
     def summary(self) -> str:
