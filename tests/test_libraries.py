@@ -59,7 +59,10 @@ def test_logits_are_the_librarys_on_resized_and_normalised_images(name: str) -> 
     with torch.no_grad():
         torch.testing.assert_close(model(x), twin(large))
         torch.testing.assert_close(model.classify(models.embed(model, x)), twin(large))
-        torch.testing.assert_close(models.fold_batchnorm(model)(x), twin(large))
+        folded = models.fold_batchnorm(model)
+        torch.testing.assert_close(folded(x), twin(large))
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (model, folded)]
+    assert norms[0] == norms[1]  # in a library the order of definition does not tell what follows a convolution
 
 
 def theirs_of(model: Borrowed) -> list[torch.Tensor]:
@@ -193,6 +196,7 @@ def test_deep_layers_are_modules_that_are_called_once_with_a_row_for_each_image(
     """A Swin transformer's windows stand in the batch's place, and its linear layers are not called as modules."""
     model = find("swin_t")(3, models.Normalize(*HALF), image_size=32, input_size=32, checked=True).eval()
     names = deep_layers(model)
+    assert not any(module._forward_hooks for module in model.modules())
     with outputs_of(model, names) as seen:
         model(torch.rand(3, 3, 32, 32))
     assert len(set(names)) == 3 and all(len(seen[name]) == 3 for name in names)

@@ -120,6 +120,14 @@ def test_initialisation_reaches_every_parameter() -> None:
 
     first = drawn(1)
     assert torch.equal(first, drawn(1)) and not torch.equal(first, drawn(2)) and bool(first.isfinite().all())
+    with torch.device("meta"):
+        names = [name for name, _ in models.ARCHS["vit"].make(3, image_size=8).named_parameters()]
+    torch.manual_seed(1)
+    model = models.ARCHS["vit"].make(3, image_size=8)
+    for p in model.parameters():
+        p.data.fill_(7.0)
+    model.reset_parameters()
+    assert not [name for name in names if bool((model.get_parameter(name) == 7).any())]
 
 
 def test_images_that_no_patch_divides_are_refused() -> None:
