@@ -74,7 +74,8 @@ def tiny_data() -> Data:
 
 def check_matrix(kind: str, name: str) -> None:
     model, before = fresh(kind), snapshot(network(kind))
-    cfg = short_config(name, unlearn_epochs=1, unlearn_lr=1e-3, rate=0.5, fisher_mode="exact")
+    cfg = short_config(name, unlearn_epochs=1, unlearn_lr=1e-3, rate=0.5, fisher_mode="exact",
+                       our_layers=("distinct",))
     try:
         METHODS[name].apply(model, tiny_data(), cfg, quiet_runtime())
     except BadInput as error:
