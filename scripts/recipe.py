@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--group", help="low, mid, high, or another that the recipe names")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--or_defaults", action="store_true", help="no flags for a method that the recipe does not have")
     args = parser.parse_args(argv)
     try:
         recipe = read(args.file)
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"cannot read the recipe {args.file}: {error}")
     if args.list:
         print("\n".join(f"{name}: {entry['status']}" for name, entry in recipe.items()))
+    elif args.method not in recipe and args.or_defaults and args.method is not None:
+        print()
     elif args.method not in recipe:
         parser.error(f"the recipe has {', '.join(recipe)}; got {args.method}")
     else:

@@ -1,4 +1,4 @@
-"""The README is true: its tables are the generated ones, and its commands parse unchanged and run at toy size."""
+"""README and docs are true: tables are the generated ones, and all commands parse unchanged and run at toy size."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
-LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith("python ")]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+
+
+def commands_of(text: str) -> list[str]:
+    """The lines of its bash blocks that call Python."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+COMMANDS = {name: commands_of(text) for name, text in PAGES.items()}
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
 TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "24",
        "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1",
-       "tsne_points": "30"}
+       "tsne_points": "30", "over_epochs": "1", "replay_epochs": "1"}
+SETUP = ["--dataset", "digits", "--ood_classes", "8,9"]
+MADE = {"README.md": ("ToW-MIA", {"tow.csv", "tow.md", "tow.png", "tow.pdf", "accuracy.png", "margins.png", "cost.png",
+                                  "tow_mia.csv", "mia.png"}),
+        "reminiscence.md": ("raw sum", {"table.md", "table.csv", "distribution_logits.png"})}
 
 
 def test_readme_has_a_command_for_every_stage() -> None:
-    assert {command.split()[1] for command in COMMANDS} == set(STAGE_OF)
+    assert {command.split()[1] for command in COMMANDS["README.md"]} >= set(STAGE_OF)
 
 
 def test_tables_are_the_generated_ones() -> None:
@@ -38,13 +50,16 @@ def test_tables_are_the_generated_ones() -> None:
 
 def test_make_targets_and_scripts_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake\s+([\w-]+)", README):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    for script in re.findall(r"scripts/\w+\.sh", README):
-        assert (ROOT / script).stat().st_mode & 0o111, script
+    for text in PAGES.values():
+        for target in re.findall(r"(?:`|^)make\s+([\w-]+)", text, re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), target
+        for script in re.findall(r"scripts/\w+\.sh", text):
+            assert (ROOT / script).stat().st_mode & 0o111, script
+        for file in re.findall(r"scripts/[\w/]+\.(?:py|json)", text):
+            assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [line for lines in COMMANDS.values() for line in lines if line.split()[1] in STAGE_OF])
 def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = shlex.split(command)
     file = tmp_path / "model.pt"
@@ -67,10 +82,14 @@ def toy(words: list[str]) -> list[str]:
             out[place + 1] = TOY[word[2:]]
     if "--rewind_epoch" in words:  # it lies within the epochs
         out[words.index("--rewind_epoch") + 1], out[words.index("--epochs") + 1] = "1", "2"
+    if "--setup" in words:  # the published data are not here
+        place = words.index("--setup")
+        out[place : place + 2] = SETUP if words[1] == "main_train.py" else [*SETUP, "--class_to_replace", "4"]
     return [re.sub(r"unlearn_epochs=\d+", "unlearn_epochs=1", word) for word in out if word not in ("--imagenet_arch",)]
 
 
-def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+@pytest.mark.parametrize("page", COMMANDS)
+def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("report.output.FIGURED", 3)  # figures where there are few settings, as in the first analyses
@@ -80,14 +99,14 @@ def test_commands_run_in_order_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "digits.npz", **parts)
     np.savez("scores.npz", memorization=np.random.default_rng(0).random(500))
-    for command in COMMANDS:
+    for command in COMMANDS[page]:
         words = toy(shlex.split(command))
         if {"--list", "--help"} & set(words):
             continue
-        main = importlib.import_module(words[1].removesuffix(".py")).main
-        main([*words[2:], *([] if words[1].startswith("analysis") else ["--no_progress", "--device", "cpu"])])
+        main = importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main
+        quiet = [] if words[1].startswith(("analysis", "scripts/")) else ["--no_progress", "--device", "cpu"]
+        main([*words[2:], *quiet])
     said = capsys.readouterr().out
-    assert "| retrain" in said and "ToW-MIA" in said
-    made = {path.name for path in (tmp_path / "runs" / "analysis").rglob("*")}
-    assert {"tow.csv", "tow.md", "tow.png", "tow.pdf", "accuracy.png", "margins.png", "cost.png", "tow_mia.csv",
-            "mia.png"} <= made
+    assert "| retrain" in said and MADE[page][0] in said
+    made = {path.name for path in (tmp_path / "runs").rglob("*")}
+    assert MADE[page][1] <= made
