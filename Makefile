@@ -3,13 +3,16 @@ VENV := .venv
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-sparse test test-browser bench lint tables clean
+.PHONY: demo demo-sparse demo-privacy test test-browser bench lint tables clean
 
 demo: $(VENV)/.ready
 	$(RUN) scripts/demo.py
 
 demo-sparse: $(VENV)/.ready
 	$(RUN) scripts/demo_sparse.py
+
+demo-privacy: $(VENV)/.ready
+	$(RUN) scripts/demo_privacy.py
 
 test: $(VENV)/.ready $(VENV)/.optional
 	$(VENV)/bin/ruff check .

@@ -186,9 +186,12 @@ def kind_of(hint: Any) -> tuple[type, bool]:
     return (typing.get_args(hint)[0] if many else hint), many
 
 
+_hints = functools.cache(typing.get_type_hints)  # of a class; slow, and asked for at every flag
+
+
 def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str) -> None:
     """One argparse flag (two for a bool) for a settings field; without a default, so that only typed values arrive."""
-    kind, many = kind_of(typing.get_type_hints(config)[field.name])
+    kind, many = kind_of(_hints(config)[field.name])
     shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = field.metadata["help"] + ("" if field.default is None else f" (default: {shown})")
     text = text.replace("%", "%%")
@@ -206,7 +209,7 @@ def add_flag(box: Any, config: type[Config], field: dataclasses.Field, flag: str
 
 def _forms(stage: str, groups: dict[str, type[Config]]) -> dict[str, tuple[type, bool]]:
     """(item type, is a list) of every flag."""
-    hints = {group: typing.get_type_hints(config) for group, config in groups.items()}
+    hints = {group: _hints(config) for group, config in groups.items()}
     found = {stages.flag_of(stage, group, field.name): kind_of(hints[group][field.name])
              for group, config in groups.items() for field in dataclasses.fields(config)}
     return {flag: (kind, many or issubclass(kind, tuple)) for flag, (kind, many) in found.items()}

@@ -12,26 +12,27 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from evaluation.distribution import METRICS
+from report.distribution import COLUMNS, HEADS, WORDS
 from report.published import rows_of
 from report.rows import FLOOR
 from report.table import grid, sentence
 from setups import SETUPS
 from unlearn import METHODS
 from unlearn.over import SUFFIX
-from utils import read_record, write_atomic
+from utils import write_atomic
 
 PUBLISHED = ROOT / "benchmarks" / "published"
 TOW = {"TA": "TA, %", "UA": "UA, %", "RA": "RA, %", "MIA": "MIA, %", "ToW": "ToW", "seconds": "RTE, s"}
-DISTRIBUTION = {"variance": "variance", "silhouette": "silhouette", "overlap": "overlap", "overlap_raw": "raw sum"}
-DIGITS = {"seconds": 1, "ToW": 3, "variance": 1, "silhouette": 3, "overlap": 3, "overlap_raw": 3}
+DIGITS = {"seconds": 1, "ToW": 3, "variance": 1, "relative_variance": 2, "silhouette": 3, "silhouette_all": 3, "overlap": 3,
+          "overlap_raw": 3}
 NAMES = {"raw": "original", "original": "original"}  # of the model as it is, in either file
-WORDS = {"penultimate": "penultimate features", "logits": "logits"}
 WHERE = {"own": "in the space of the {} itself",
          "tsne": "in a t-SNE plane of the {}, where the raw sum is the published overlap"}
 MEANING = ("TA: accuracy on test images of the remaining classes. UA: 100 - accuracy on the forget set. RA: accuracy on the "
@@ -57,9 +58,9 @@ def read(folder: Path, features: str, space: str) -> Table:
         if line["method"] != FLOOR:
             found.setdefault(line["setting"], {})[NAMES.get(line["method"], line["method"])] = line
     for line in rows_of(folder / "distribution_means.csv"):
-        there = found.get(line["setting"], {}).get(line["method"])
-        if there is not None and (line["features"], line["space"]) == (features, space):
-            there |= {name: line[name] for name in line if name.partition("_low")[0].partition("_high")[0] in DISTRIBUTION}
+        if line["setting"] in found and (line["features"], line["space"]) == (features, space):
+            there = found[line["setting"]].setdefault(line["method"], {"n": line["n"]})  # what was never seen is no method
+            there |= {name: line[name] for name in line if name.removesuffix("_low").removesuffix("_high") in METRICS}
     return {setting: dict(sorted(methods.items(), key=lambda item: order(item[0]))) for setting, methods in found.items()}
 
 
@@ -85,17 +86,17 @@ def shown(line: Line, name: str) -> str:
     return f"{mean:.{digits}f} ±{half:.{digits}f}"
 
 
-def columns_of(methods: Iterable[Line]) -> dict[str, str]:
-    """Measures that some method has -> their heads."""
-    methods = list(methods)
-    return {name: head for name, head in {**TOW, **DISTRIBUTION}.items() if any(line.get(name) for line in methods)}
+def columns_of(space: str) -> dict[str, str]:
+    """Measures and their heads."""
+    return TOW | {name: HEADS.get(name, name) for name in COLUMNS[space]}
 
 
-def table(methods: dict[str, Line]) -> list[str]:
-    columns = columns_of(methods.values())
+def table(methods: dict[str, Line], columns: dict[str, str]) -> list[str]:
+    """Markdown: a line a method; columns: measures and their heads, of which those are shown that some method has."""
+    columns = {name: head for name, head in columns.items() if any(line.get(name) for line in methods.values())}
     body = [["method", "n", *columns.values()]]
     for method, line in methods.items():
-        name = f"{method} (collapsed)" if line["collapsed"] not in ("", "0") else method
+        name = f"{method} (collapsed)" if line.get("collapsed", "") not in ("", "0") else method
         body.append([name, line["n"], *(shown(line, column) for column in columns)])
     return grid(body)
 
@@ -110,10 +111,10 @@ def over_settings(found: Table) -> dict[str, dict[str, Line]]:
         for method in several[0] if len(several) > 1 else ():
             lines = [methods[method] for methods in several if method in methods]
             if len(lines) == len(several):
-                own = {name: [float(line[name]) for line in lines] for name in (*TOW, *DISTRIBUTION)
+                own = {name: [float(line[name]) for line in lines] for name in (*TOW, *METRICS)
                        if all(line.get(name) for line in lines)}
                 means.setdefault(f"{kind}, mean over {len(several)} forget sets", {})[method] = {
-                    "n": str(len(lines)), "collapsed": str(sum(int(line["collapsed"] or 0) for line in lines)),
+                    "n": str(len(lines)), "collapsed": str(sum(int(line.get("collapsed") or 0) for line in lines)),
                     **{name: str(sum(values) / len(values)) for name, values in own.items()}}
     return means
 
@@ -151,27 +152,23 @@ def as_published(line: Line) -> Line:
     return {name: f"{float(value):.{digits.get(name, 2)}f}" for name, value in found.items() if value}
 
 
-def setup_of(line: Line) -> str | None:
-    """The published setup that the runs of a line are of, if any: ResNet-18, its classes left out and its class forgotten."""
-    run = read_record(Path(line["runs"].split()[0]))
+def setup_of(setting: str) -> str | None:
+    """The published setup of a setting, if any: a dense ResNet-18, its classes left out and its class forgotten."""
+    network, _, forgotten = setting.partition(", forget ")
     for name in ("cifar20_5", "cifar100_5"):
-        wanted = {"arch": "resnet18", **SETUPS[name].data, **SETUPS[name].forget}
-        if all(as_list(run.setting(flag)) == as_list(value) for flag, value in wanted.items()):
+        data, forget = SETUPS[name].data, SETUPS[name].forget
+        gone, whole = (",".join(map(str, classes)) for classes in (data["ood_classes"], forget["class_to_replace"]))
+        if network == f"{data['dataset']} resnet18 without classes {gone}" and forgotten.startswith(f"class {whole} ("):
             return name
     return None
-
-
-def as_list(value: object) -> object:
-    """A record has lists where settings have tuples."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def report(found: Table, features: str, space: str) -> str:
     """Markdown: means over several forget sets first, a table for each setting, published figures below it."""
     lines: list[str] = []
     for setting, methods in {**over_settings(found), **found}.items():
-        lines += [f"## {setting}", "", *table(methods), ""]
-        setup = setup_of(next(iter(methods.values()))) if setting in found else None
+        lines += [f"## {setting}", "", *table(methods, columns_of(space)), ""]
+        setup = setup_of(setting) if setting in found else None
         published = beside(methods, setup) if setup is not None and (features, space) == ("logits", "tsne") else []
         lines += [*published, *(sentence(THEIRS) if published else [])]
     lines += sentence(MEANING.format(where=WHERE[space].format(WORDS[features])))
@@ -180,7 +177,7 @@ def report(found: Table, features: str, space: str) -> str:
 
 def numbers(found: Table) -> list[Sequence[str]]:
     """Lines of a CSV: every mean with the ends of its interval, as the two files have them."""
-    names = [f"{name}{end}" for name in (*TOW, "MIA_entropy", *DISTRIBUTION) for end in ("", "_low", "_high")]
+    names = [f"{name}{end}" for name in (*TOW, "MIA_entropy", *METRICS) for end in ("", "_low", "_high")]
     return [["setting", "method", "n", *names],
             *([setting, method, line["n"], *(line.get(name, "") for name in names)]
               for setting, methods in found.items() for method, line in methods.items())]

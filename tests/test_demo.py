@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import io
 import os
 import signal
@@ -21,7 +22,7 @@ from pretended import of_csv, pretend
 import analysis
 import stages
 from report.rows import FLOOR
-from scripts import demo, demo_sparse, recipe
+from scripts import demo, demo_privacy, demo_sparse, recipe
 from scripts.jobs import Job, hand_out, work
 from unlearn import METHODS
 from unlearn.plan import PlanConfig
@@ -132,7 +133,8 @@ def wait_for(known: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-@pytest.mark.parametrize("todo", [demo.jobs("out", [1, 2]), demo_sparse.jobs("out", "1")])
+@pytest.mark.parametrize("todo", [demo.jobs("out", [1, 2]), demo_sparse.jobs("out", "1"),
+                                  demo_privacy.jobs("out", [1, 2])])
 def test_every_command_of_the_demos_has_flags_of_its_stage(todo: list[Job]) -> None:
     names = {stage: script.removesuffix(".py") for stage, (script, _) in stages.STAGES.items()}
     for one in todo:
@@ -221,3 +223,41 @@ def test_the_last_screen_is_one_screen(library: Path, tmp_path: Path, monkeypatc
     demo.main([])
     text = capsys.readouterr().out.splitlines()
     assert len(text) <= 45 and max(map(len, text)) <= 120 and len(text) > len(names)
+
+
+# ------------------------------------------------------------------------------------------------------ what a class leaves
+
+
+def test_planes_of_a_seed_wait_for_its_runs_alone_and_tables_for_all() -> None:
+    todo = demo_privacy.jobs("out", [1, 2])
+    (planes,) = [one for one in todo if "tsne" in one.words]
+    assert {stages.peek(one.words, "seed") for one in planes.after} == {"1"} and len(planes.after) == 11
+    assert all(set(one.after) == {other for other in todo if other.stage.startswith("main")} for one in todo[-2:])
+
+
+def test_the_privacy_demo_ends_with_its_table_and_picture_and_then_only_redraws(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At toy size, its jobs one after another in this process."""
+    small = ["--train_per_class", "20", "--device", "cpu"]
+    monkeypatch.setattr(demo_privacy, "DATA", [*demo_privacy.DATA[:-1], "1", *small])
+    monkeypatch.setattr(demo_privacy, "METHODS", ("amnesiac",))
+    monkeypatch.setattr(demo_privacy, "POINTS", "20")
+    monkeypatch.setattr(demo_privacy, "follow", lambda todo, out: [importlib.import_module(one.stage).main(list(one.words))
+                                                                   for one in todo])
+    screens = []
+    for _ in range(2):
+        demo_privacy.main(["--out", str(tmp_path), "--seeds", "1"])
+        screens.append(capsys.readouterr().out)
+    assert screens[1].count(": already done; ") == 6
+    text = screens[1][screens[1].rindex("\nDigits without"):]
+    lines = {line.split("|")[1].strip(): [word.strip() for word in line.split("|")[2:-1]] for line in text.splitlines()
+             if line.startswith("|")}
+    assert list(lines)[2:] == ["original", "retrain", "amnesiac", "amnesiac_our", "our", "original, never seen"]
+    with (tmp_path / "tow.csv").open(newline="") as file:
+        (own,) = [line for line in csv.DictReader(file) if line["method"] == "amnesiac_our"]
+    with (tmp_path / "distribution_means.csv").open(newline="") as file:
+        (inside,) = [line for line in csv.DictReader(file) if line["method"] == "amnesiac_our"]
+    assert lines["amnesiac_our"][:2] == [f"{float(own['ToW']):.2f}", f"{float(own['UA']):.1f}"]
+    assert lines["amnesiac_our"][-2] == f"{float(inside['silhouette_all']):.3f}"
+    assert max(map(len, text.replace(str(tmp_path), "runs/demo_privacy").splitlines())) <= 120, text
+    assert (tmp_path / "picture" / "distribution_penultimate.png").is_file() and "distribution_penultimate.png" in text
