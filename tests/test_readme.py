@@ -26,6 +26,9 @@ def commands_of(text: str) -> list[str]:
     return [line for line in lines if line.startswith("python ")]
 
 
+# in a sentence or a table; M stands for a method, D for a folder
+SHORT = sorted({words for name, text in PAGES.items() if name != "README.md"
+                for words in re.findall(r"`((?:main|generate|analysis)_?\w*\.py --[^`]+)`", text)})
 COMMANDS = {name: commands_of(text) for name, text in PAGES.items()}
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
 TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "24",
@@ -59,7 +62,8 @@ def test_make_targets_and_scripts_exist() -> None:
             assert (ROOT / file).is_file(), file
 
 
-@pytest.mark.parametrize("command", [line for lines in COMMANDS.values() for line in lines if line.split()[1] in STAGE_OF])
+@pytest.mark.parametrize("command", [line for lines in COMMANDS.values() for line in lines if line.split()[1] in STAGE_OF]
+                         + [re.sub(r" M\b", " amnesiac", f"python {words}") for words in SHORT])
 def test_command_parses_unchanged(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = shlex.split(command)
     file = tmp_path / "model.pt"
