@@ -65,7 +65,8 @@ def draw_clouds(chart: Clouds, look: Look) -> Figure:
         for place, panel in enumerate(chart.panels):
             x = PAD + (place % across) * (side + GAP)
             y = above + (place // across) * (side + head + GAP)
-            figure.text(x / sheet.width, 1 - y / total, "\n".join(names[place]), va="top", ha="left", linespacing=1.15)
+            for row, words in enumerate(names[place]):  # by baselines, so that names beside one another stand level
+                figure.text(x / sheet.width, 1 - (y + look.line * (row + 0.8)) / total, words, va="baseline", ha="left")
             axes = figure.add_axes((x / sheet.width, 1 - (y + head + side) / total, side / sheet.width, side / total))
             _draw(axes, panel, count, look)
         return figure
