@@ -65,6 +65,7 @@ def test_every_method_has_the_numbers_of_both_files(both: Path, capsys: pytest.C
     assert cells(text, "original") == ["original", "3", "61.00 ±2.00", "0.000"]
     assert cells(text, "ssd_tuning") == ["ssd_tuning", "3", "65.00 ±2.00", "0.400"]
     assert cells(text, "original, never seen") == ["original, never seen", "3", "-", "0.500"]
+    assert our_table.shown({"TA": "60", "TA_low": "57", "TA_high": "61"}, "TA") == "60.00 ±3.00"
     assert "t-SNE plane of the logits" in text and FLOOR not in text
     assert (both / "table.md").read_text() == text
     with open(both / "table.csv", newline="") as file:
@@ -119,7 +120,7 @@ def test_settings_are_told_as_the_tables_name_them() -> None:
 
 def test_several_sub_classes_have_their_mean_first(tmp_path: Path) -> None:
     write(tmp_path, "tow.csv", accuracy(BEAVER, "raw", 60.0), accuracy(OTTER, "raw", 70.0), accuracy(BEAVER, "NG", 50.0),
-          accuracy(OTTER, "NG", 54.0), accuracy(OTTER, "GA", 10.0), accuracy(CLASS, "NG", 1.0))
+          accuracy(OTTER, "NG", 54.0), accuracy(OTTER, "GA", 10.0), accuracy(BEAVER, "FT", 9.0), accuracy(CLASS, "NG", 1.0))
     write(tmp_path, "distribution_means.csv", lying(BEAVER, "NG", "logits", "tsne", 0.2),
           lying(OTTER, "NG", "logits", "tsne", 0.4))
     means = our_table.over_settings(our_table.read(tmp_path, "logits", "tsne"))
