@@ -51,6 +51,8 @@ class ModelConfig(Config):
     def check_values(cls, values: Mapping[str, Any]) -> None:
         super().check_values(values)
         arch = values.get("arch")
+        if arch is not None and not isinstance(arch, str):
+            raise BadInput(f"--arch takes a name; got {shown(arch)}")
         if arch is None or arch in ARCHS.named():
             return
         if not borrowed(arch):

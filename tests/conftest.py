@@ -86,7 +86,8 @@ def short_config(name: str, **values: Any) -> Config:
     """
     config = METHODS[name].config
     fields = {field.name for field in dataclasses.fields(config)}
-    toy = dict(our_layers=("conv", "bn", "fc"), repair_lr=0.05) | (dict(alpha=1.2) if name.startswith("ssd") else {})
+    toy = dict(our_layers=("conv", "bn", "fc"), repair_lr=0.05, noise_images=4, noise_copies=5, noise_steps=5)
+    toy |= dict(alpha=1.2) if name.startswith("ssd") else {}
     values = dict(unlearn_lr=0.05, unlearn_epochs=2) | toy | values
     values = dict(replay_epochs=(values["unlearn_epochs"],), replay_factors=(1.0,)) | values
     return config(**{key: value for key, value in values.items() if key in fields})

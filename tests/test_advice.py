@@ -12,6 +12,7 @@ import pytest
 from test_shape import MAINS, ROOT, SOURCES
 
 import stages
+from unlearn import over
 
 FLAG, PROGRAM = re.compile(r"(?<![\w-])--([a-z][\w]*)"), re.compile(r"\b(\w+\.py)\b")
 COMMAND = re.compile(r"(\w+\.py)((?: --?[\w]+(?: [^-;,()\s]+)?)+)")
@@ -26,7 +27,7 @@ def flags_of(stage: str) -> set[str]:
     return found | {f"no_{flag}" for flag in found}
 
 
-ALL = set().union(*map(flags_of, stages.STAGES)) | stages.ALIASES.keys() | WORDS
+ALL = set().union(*map(flags_of, stages.STAGES)) | stages.ALIASES.keys() | WORDS | over.FLAGS
 # file -> the stages whose errors it writes, where those are not nearly all
 OF = {"attack/backdoor.py": ["backdoor", "forget"], "generate_mask.py": ["mask"],
       "unlearn/saliency.py": ["mask", "random", "backdoor"], "unlearn/plan.py": ["rum"], "unlearn/rum.py": ["rum"],

@@ -56,7 +56,8 @@ def derived(name: str) -> Method | None:
         return None
     if "forget" not in base.uses or _closed(base):
         why = "is of this family already" if _closed(base) else "does not read the forget set, which is all that it would see"
-        raise BadInput(f"--unlearn {name}: {base.name} {why}; these take {SUFFIX}: {', '.join(takers())}")
+        raise BadInput(f"--unlearn {name}: {base.name} {why}; main_forget.py --list ends with those that "
+                       f"take {SUFFIX}")
     return _made(base.name)
 
 

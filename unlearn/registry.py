@@ -166,6 +166,7 @@ def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
 class Methods(Registry[Method]):
     """The methods by name; ``names`` lists those that are registered, ``derive`` makes others from their name."""
 
+    listed = "main_forget.py --list names all"
     derive: Callable[[str], Method | None] = staticmethod(lambda name: None)
     more: Callable[[list[str]], list[str]] = staticmethod(lambda names: [])  # what is to be said of those that are derived
 

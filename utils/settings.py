@@ -53,10 +53,13 @@ class Config:
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """The known word that is nearest, in brackets; "" where none is near."""
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word)[:100].lower(), list(names), n=1, cutoff=0.5)
-    return f" (did you mean {names[close[0]]!r}?)" if close else ""
+    """The known word that is nearest, in brackets, of words that differ in case the nearest as written; "" where none is."""
+    word, names = str(word)[:100], list(known)
+    close = difflib.get_close_matches(word.lower(), {name.lower() for name in names}, n=1, cutoff=0.5)
+    alike = [name for name in names if [name.lower()] == close]
+    if not alike:
+        return ""
+    return f" (did you mean {max(alike, key=lambda name: sum(a == b for a, b in zip(name, word, strict=False)))!r}?)"
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
@@ -94,7 +97,12 @@ def _check_number(name: str, value: float, meta: Mapping[str, Any]) -> None:
 
 
 class Registry(Generic[T]):
-    """Names to entries; a second entry under a name is our error, an unknown name the user's."""
+    """Names to entries; a second entry under a name is our error, an unknown name the user's.
+
+    listed: what names all of them, where they are too many for an error.
+    """
+
+    listed = ""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -114,6 +122,6 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise BadInput(f"unknown {self.kind} {shown(name)}{did_you_mean(name, self._entries)}; known: "
-                           f"{', '.join(self._entries)}")
+            raise BadInput(f"unknown {self.kind} {shown(name)}{did_you_mean(name, self._entries)}; "
+                           f"{self.listed or 'known: ' + ', '.join(self._entries)}")
         return self._entries[name]
