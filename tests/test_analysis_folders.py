@@ -49,7 +49,7 @@ def test_every_setting_but_those_of_places_and_looks_is_in_the_folders_name() ->
     """So that no two analyses of other runs, or of another attack, meet in a folder."""
     other = {"dataset": "digits", "arch": "vgg16_bn", "unlearn": ("FT",), "num_indexes_to_replace": 7, "forget_fraction": 0.1,
              "class_to_replace": (1,), "mem": "low", "mem_proxy": "confidence", "group_index": 2, "aug": False, "seed": (4,),
-             "delta": 2.0, "delta_tow": 0.1, "mia": "svc", "mia_mode": "published", "mia_draws": 3, "mia_fits": 2,
+             "delta": 2.0, "delta_tow": 0.1, "mia": "svc", "mia_mode": "published", "mia_draws": 3, "mia_fits": 4,
              "scores": "a/b.npz", "ood_classes": (3,), "ood_subclass": (4,), "subclass_to_replace": (5,)}
     fields = {field.name for field in dataclasses.fields(AnalysisConfig)} - set(folders.SILENT)
     assert other.keys() <= fields

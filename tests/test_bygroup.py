@@ -211,7 +211,7 @@ def test_accuracy_by_group_is_that_of_its_examples(bench: Path) -> None:
                                        ("threshold", "published")])
 def test_attack_by_group_is_the_attack_on_the_group_alone(rule: str, mode: str, bench: Path) -> None:
     """Members and non-members do not depend on the forget set, so that one fit serves every group."""
-    table = table_of(bench, mem="mix", mem_proxy="confidence", mia=rule, mia_mode=mode)
+    table = table_of(bench, mem="mix", mem_proxy="confidence", mia=rule, mia_mode=mode, mia_fits=10)
     for level in LEVELS:
         alone = []
         for seed in SEEDS:

@@ -118,7 +118,7 @@ class count typed wrong | train | {THREE} --num_classes 7 | --num_classes 7 & 3 
 # the command line
 no method | forget | --checkpoint {run} {SOME} | --unlearn METHOD is missing & SCRUB
 method without its name | forget | --checkpoint {run} {SOME} --unlearn | unlearn
-unknown method | forget | --checkpoint {run} --unlearn NGG {SOME} | NGG & did you mean 'NG' & SCRUB
+unknown method | forget | --checkpoint {run} --unlearn NGG {SOME} | NGG & did you mean 'NG' & --list
 influence without damping | forget | --checkpoint {run} --unlearn wfisher --damping 0 {SOME} | --damping must lie in (0, inf)
 solver that is none | forget | --checkpoint {run} --unlearn wfisher --solver newton {SOME} | --solver & woodbury & cg & lissa
 influence by no samples | forget | --checkpoint {run} --unlearn wfisher --fisher_samples 0 {SOME} | --fisher_samples

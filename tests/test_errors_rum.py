@@ -89,7 +89,7 @@ unknown group | forget | {ON_RUN} {SOME} --mem top --scores {scores} | --mem mus
 unknown proxy | forget | {ON_RUN} {HIGH} {scores} --mem_proxy c_score | --mem_proxy must be one of & c_score & confidence
 # plans
 nothing to do | rum | --checkpoint {run} {MIX} | --unlearn METHOD & --plan_name rum & --plan
-unknown method in a plan | rum | {ON} {MIX} --plan low:raw~mid:FTT~high:RL | FTT & did you mean 'FT' & SCRUB
+unknown method in a plan | rum | {ON} {MIX} --plan low:raw~mid:FTT~high:RL | FTT & did you mean 'FT' & --list
 unknown group in a plan | rum | {ON} {MIX} --plan low:raw~middle:FT~high:RL | unknown group 'middle' & low, mid and high
 plan repeats a group | rum | {ON} {MIX} --plan low:raw~mid:FT~mid:RL~high:RL | names the group mid twice
 plan omits a group | rum | {ON} {MIX} --plan low:raw~high:RL | mid is missing & group:raw

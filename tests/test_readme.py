@@ -32,7 +32,7 @@ SHORT = sorted({words for name, text in PAGES.items() if name != "README.md"
 COMMANDS = {name: commands_of(text) for name, text in PAGES.items()}
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
 TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "24",
-       "batch_size": "256", "msteps": "1", "models": "32", "pool_epochs": "1", "ft_epochs": "1",
+       "batch_size": "256", "msteps": "1", "models": "20", "pool_epochs": "1", "ft_epochs": "1",
        "tsne_points": "30", "over_epochs": "1", "replay_epochs": "1"}
 SETUP = ["--dataset", "digits", "--ood_classes", "8,9"]
 MADE = {"README.md": ("ToW-MIA", {"tow.csv", "tow.md", "tow.png", "tow.pdf", "accuracy.png", "margins.png", "cost.png",

@@ -263,7 +263,7 @@ def test_the_record_says_how_many_draws_and_what_they_left_open(bench: Path) -> 
     found = accuracy.summarise(arrays, (), EvaluationConfig(mia_draws=12, mia_fits=4), 3)["mia"]
     assert found["draws"] == dict.fromkeys(ONE_DIMENSIONAL, 12) | {"prob": 4}
     assert found["error"]["forget"]["confidence"] > 0 and set(found["error"]) == {"forget", "privacy", "auc"}
-    found = accuracy.summarise(arrays, (), EvaluationConfig(mia_draws=3), 3)["mia"]
+    found = accuracy.summarise(arrays, (), EvaluationConfig(mia_draws=3, mia_fits=10), 3)["mia"]
     assert set(found["draws"].values()) == {3}
     found = accuracy.summarise(arrays, (), EvaluationConfig(mia_draws=1), 3)["mia"]
     assert set(found["error"]["forget"].values()) == {None}
