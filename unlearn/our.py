@@ -80,11 +80,11 @@ def orthogonal(task: Task, cfg: OurConfig) -> None:
                   Phase("replay", lambda part: replay(part, cfg))])
 
 
-register("orthogonality", config=OurConfig, uses="retain forget", source=SOURCE, same_as="our", departs=DEPARTS,
+register("orthogonality", config=OurConfig, uses="retain forget", source=SOURCE, same_as="our", departs="as our",
          phases=("over", "replay"))(orthogonal)
 
 
-@register("rl_our", config=LabelsConfig, uses="retain forget", source=SOURCE + ", ablation", departs=DEPARTS,
+@register("rl_our", config=LabelsConfig, uses="retain forget", source=SOURCE + ", ablation", departs="as our",
           phases=("over", "replay"), label="rl_our_2")  # RL_our is another
 def labels_alone(task: Task, cfg: LabelsConfig) -> None:
     """Ablation of our: random labels on the forget set without the orthogonality loss, then replay."""
@@ -100,7 +100,7 @@ class OnePhaseConfig(OrthogonalConfig):
     l1: float = hp(5e-5, "weight of a constant penalty sum |theta| on all parameters", low=0)
 
 
-@register("orth_no_our", config=OnePhaseConfig, uses="retain forget", source=SOURCE + ", ablation", departs=DEPARTS,
+@register("orth_no_our", config=OnePhaseConfig, uses="retain forget", source=SOURCE + ", ablation", departs="as our",
           over_forget=True)
 def one_phase(task: Task, cfg: OnePhaseConfig) -> None:
     """Ablation of our: orthogonality, random labels and the retain set in the same steps, one phase, no replay."""
