@@ -214,7 +214,7 @@ def test_what_is_not_ours_stays_text(browser: Chromium, tmp_path: Path) -> None:
     section = Section(evil, evil, (evil,), (table,), (picture(dots(2, 5, 1), evil, "f1"),), brief=evil, told=evil,
                       facts=((evil, evil),), absent=(evil,))
     made = (Made("u1", evil, evil, ((evil, evil),), ((evil, "u1", evil),)),)
-    page = Page(evil, ((evil, evil),), (section,), (Group("r1", evil, table),), made, (evil,))
+    page = Page(evil, ((evil, evil),), (section,), (Group("r1", evil, table),), made)
     (tmp_path / "p.html").write_text(render(page))
     browser.asked.clear()
     browser.open(tmp_path / "p.html", 1400)
