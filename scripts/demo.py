@@ -10,7 +10,6 @@ most memorized images. Every stage runs through its ``main(argv)``, in a process
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 import time
@@ -21,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from report.rows import FLOOR
 from scripts import recipe
-from scripts.jobs import LOG, Job, follow
+from scripts.jobs import LOG, Job, asked, follow
 from utils import read_record
 
 DATA = ["--dataset", "digits", "--train_per_class", "80", "--label_noise", "0.15", "--batch_size", "64", "--arch", "resnet8s"]
@@ -135,13 +134,8 @@ def number(line: dict[str, str] | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/demo")
-    parser.add_argument("--seeds", default="1,2,3,4,5")
-    args = parser.parse_args(argv)
-    out, start = Path(args.out), time.perf_counter()
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    follow(jobs(args.out, seeds), out)
+    (out, seeds), start = asked(__doc__, "runs/demo", argv), time.perf_counter()
+    follow(jobs(str(out), seeds), out)
     print(f"""
 Digits, 80 images a class, 15 % of the labels to train on wrong; ResNet-8
 Tug-of-War against retrain, 1 = like a model that never saw the forget set; means over {len(seeds)} seeds [95 %]

@@ -10,7 +10,6 @@ again, it only redraws.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from report.draw import NONE
 from report.table import grid
 from scripts import recipe
-from scripts.jobs import LOG, Job, follow
+from scripts.jobs import LOG, Job, asked, follow
 from scripts.our_table import read, shown
 from unlearn.over import SUFFIX
 
@@ -73,13 +72,8 @@ def report(out: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/demo_privacy")
-    parser.add_argument("--seeds", default="1,2,3,4,5")
-    args = parser.parse_args(argv)
-    out, start = Path(args.out), time.perf_counter()
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    follow(jobs(args.out, seeds), out)
+    (out, seeds), start = asked(__doc__, "runs/demo_privacy", argv), time.perf_counter()
+    follow(jobs(str(out), seeds), out)
     print(f"""
 Digits without the classes 1 and 9, the class 4 forgotten; ResNet-8
 means over {len(seeds)} seeds, ± the longer half of the 95 % interval

@@ -8,6 +8,7 @@ A process for each core, on one thread: images this small gain nothing from a se
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -43,6 +44,15 @@ class Job:
     @property
     def command(self) -> str:
         return f"python {self.stage}.py {shlex.join(self.words)}"
+
+
+def asked(about: str, out: str, argv: Sequence[str] | None) -> tuple[Path, list[int]]:
+    """The folder and the seeds that a demo's command line asks for; ``out`` is the folder where none is named."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=out)
+    parser.add_argument("--seeds", default="1,2,3,4,5")
+    args = parser.parse_args(argv)
+    return Path(args.out), [int(seed) for seed in args.seeds.split(",")]
 
 
 def follow(todo: Sequence[Job], out: Path, workers: int | None = None) -> None:
