@@ -99,7 +99,10 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
         say("notice: random forgetting over all classes; the published sparsity lines mean --class_to_replace 0")
     values, parent = _resolve(stage, groups, typed, given)
     configs = {group: _made(stage, group, config, values[group]) for group, config in groups.items()}
-    for flag, why in stages.idle_beside(configs, typed).items():
+    idle = stages.idle_beside(configs, typed)
+    if "pretrained" in typed and parent is not None and not getattr(chosen, "fresh", False):
+        idle["pretrained"] = "no network is begun anew here, the weights are those of the original"
+    for flag, why in idle.items():
         say(f"notice: --{flag} has no effect: {why}")
     if "rt" in configs:
         configs["rt"] = configs["rt"].resolved()

@@ -12,6 +12,7 @@ from shell import QUIET, call, only
 from torch import nn
 from torch.nn import functional as F
 
+import arg_parser
 import models
 from models.adopt import start_from
 from models.deep import deep_layers, outputs_of
@@ -201,3 +202,13 @@ def test_deep_layers_are_modules_that_are_called_once_with_a_row_for_each_image(
         model(torch.rand(3, 3, 32, 32))
     assert len(set(names)) == 3 and all(len(seen[name]) == 3 for name in names)
     assert isinstance(dict(model.named_modules())[names[-1]], nn.Module)
+
+
+def test_pretrained_weights_are_told_idle_where_no_network_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the weights of a file without a record; retrain begins anew, and takes them."""
+    torch.save(models.build("resnet8s", 10, (0.5,) * 3, (0.25,) * 3).state_dict(), tmp_path / "bare.pt")
+    told = "--pretrained has no effect: no network is begun anew here"
+    for method, idle in (("FT", True), ("retrain", False)):
+        arg_parser.parse("forget", ["--dataset", "digits", "--arch", "resnet8s", "--checkpoint", str(tmp_path / "bare.pt"),
+                                    "--pretrained", str(tmp_path / "bare.pt"), "--unlearn", method, "--forget_fraction", "0.1"])
+        assert (told in capsys.readouterr().out) == idle
