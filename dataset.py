@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 import sources
-from batches import EVAL_BATCH, Batch, Images, Loader, ahead, forever
+from batches import Batch, Images, Loader, ahead, forever
 from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
 from sources.kept import ClassList, ClassNumbers, Part, keep, parse_classes
 from sources.labels import first_of_each, mislabel
 from utils import BadInput, Config, Runtime, hp
 
-__all__ = ["EVAL_BATCH", "Batch", "ClassList", "Data", "DataConfig", "ForgetConfig", "Images", "Loader", "Splits", "ahead",
-           "forever", "load", "parse_classes"]
+__all__ = ["Batch", "ClassList", "Data", "DataConfig", "ForgetConfig", "Images", "Loader", "Splits", "ahead", "forever",
+           "load", "parse_classes"]
 
 NONE = np.empty(0, np.int64)
 OOD = ("ood", "ood_test")  # parts that no stage trains on, whose labels are classes of the data set
@@ -210,14 +210,14 @@ class Data:
     def subset(self, index: np.ndarray) -> Loader:
         """Some training images (int64 [n]) in the order given, for evaluation."""
         at = torch.from_numpy(index).to(self.images.home)
-        return Loader(self.images, at, self.images.y[at], EVAL_BATCH[self.images.device.type])
+        return Loader(self.images, at, self.images.y[at], self.images.eval_batch)
 
     def loader(self, part: str, rt: Runtime | None = None, purpose: str = "", batch_size: int | None = None) -> Loader:
         """In order for evaluation; with a runtime, shuffled (and augmented, where set) by the purpose's own streams."""
         images = self.images_of(part)
         index = torch.from_numpy(self.index(part)).to(images.home)
         if rt is None:
-            return Loader(images, index, images.y[index], batch_size or EVAL_BATCH[images.device.type])
+            return Loader(images, index, images.y[index], batch_size or images.eval_batch)
         shuffle = rt.generator(f"order/{purpose}/{part}", images.home)
         augment = rt.generator(f"augment/{purpose}/{part}", images.home) if self.aug else None
         return Loader(images, index, images.y[index], self.batch_size, shuffle, augment)

@@ -29,7 +29,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
 import models
-from dataset import EVAL_BATCH, Batch, Data, Loader
+from dataset import Batch, Data, Loader
 from models import ModelConfig
 from trainer import SCHEDULES, Descent, ScheduleConfig, predict
 from utils import BadInput, CannotWrite, Runtime, hp, say
@@ -96,7 +96,7 @@ class Setup:
         """Logits float32 of all training and all test images: [N, C] of a model, [N, K, C] of a stack."""
         images = self.data.images
         every = torch.arange(len(images.y), device=images.home)
-        train = Loader(images, every, images.y, EVAL_BATCH[images.device.type])
+        train = Loader(images, every, images.y, images.eval_batch)
         return {"train": predict(model, train, self.rt)[0], "test": predict(model, self.data.loader("test"), self.rt)[0]}
 
 

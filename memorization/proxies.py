@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from dataset import EVAL_BATCH, Data, Loader
+from dataset import Data, Loader
 from memorization.events import curvature
 from memorization.registry import Job, NoScoreConfig, score
 from sources.scores import read_scores
@@ -153,7 +153,7 @@ def held_out_retraining(job: Job, cfg: HeldOutConfig) -> dict[str, np.ndarray]:
 def whole(data: Data) -> Loader:
     """All training images, the validation split's included, in order and without augmentation."""
     index = torch.arange(len(data.images.y), device=data.images.home)
-    return Loader(data.images, index, data.images.y, EVAL_BATCH[data.images.device.type])
+    return Loader(data.images, index, data.images.y, data.images.eval_batch)
 
 
 def fine_tune(job: Job, cfg: HeldOutConfig, model: nn.Module, mask: dict[str, Tensor] | None = None) -> None:

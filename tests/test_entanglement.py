@@ -13,7 +13,6 @@ from scored import places
 from test_proxies import make_job
 
 import models
-from dataset import EVAL_BATCH
 from memorization.entanglement import EsConfig, cut, es, features, levels
 from memorization.registry import SCORES
 from utils import BadInput, Runtime
@@ -120,7 +119,7 @@ def test_score_is_of_the_training_split_alone(chunks: int, rt: Runtime, tmp_path
     job.data = dataclasses.replace(job.data, aug=True)
     again = SCORES["es"].apply(job, cfg)
     assert all(np.array_equal(again[name], found[name], equal_nan=True) for name in found)
-    assert EVAL_BATCH["cpu"] >= 54 and not np.array_equal(np.sort(train[members[0]]), train[:size])
+    assert job.data.images.eval_batch >= 54 and not np.array_equal(np.sort(train[members[0]]), train[:size])
 
 
 def test_more_chunks_than_examples_are_refused(rt: Runtime, tmp_path: Path) -> None:
