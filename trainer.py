@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import models
 from dataset import Batch, Loader
-from models.modes import normalising
+from models.modes import full_float32, normalising
 from updates import UPDATES, clear, leave
 from utils import BadInput, Config, Mask, Run, Runtime, hp
 
@@ -93,7 +93,7 @@ class Descent:
         if mask is not None:
             self.hold(mask)
         if rt.cfg.compile != "off":
-            model.compile(mode=rt.cfg.compile)
+            model.compile(mode=rt.cfg.compile, dynamic=False)  # else a short last batch moves all later steps to any-shape code
 
     def hold(self, mask: Mask) -> None:
         """Weights with False stay as they are too from here on, their moments gone."""
@@ -239,10 +239,11 @@ def predict(model: nn.Module, loader: Loader, rt: Runtime) -> tuple[Tensor, Tens
 
 
 @torch.inference_mode()
+@full_float32()
 def predict_all(model: nn.Module, loaders: Sequence[Loader], rt: Runtime) -> list[tuple[Tensor, Tensor]]:
     """Logits float32 [N, K] and labels int64 [N] of each loader, in its order; batch norm folded once, the model untouched.
 
-    Never in bf16: its three digits tie the largest logits, and every metric and stored margin is read from these.
+    Never in bf16 or TF32: three digits tie the largest logits, and every metric and stored margin is read from these.
     """
     assert all(loader.shuffle is None for loader in loaders), "labels are in the loader's order, so it must not shuffle"
     net = models.fold_batchnorm(model)

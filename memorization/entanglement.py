@@ -19,6 +19,7 @@ from dataset import Loader
 from groups import tie_order
 from memorization.registry import Job, score
 from models import Classifier
+from models.modes import full_float32
 from utils import BadInput, Config, Runtime, hp
 
 CENTRES = ("sets", "all")
@@ -34,8 +35,9 @@ class EsConfig(Config):
 
 
 @torch.inference_mode()
+@full_float32()
 def features(model: Classifier, loader: Loader, rt: Runtime) -> Tensor:
-    """Embeddings (``models.embed``) float32 [N, F] in the loader's order; eval mode, batch norm folded, never in bf16."""
+    """Embeddings (``models.embed``) float32 [N, F] in the loader's order; eval mode, batch norm folded, no bf16, no TF32."""
     assert loader.shuffle is None and loader.augment is None, "features are of the images as they are, in their order"
     net = models.fold_batchnorm(model)
     return torch.cat([models.embed(net, batch.x).float() for batch in loader]).to(rt.device)

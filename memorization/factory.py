@@ -145,10 +145,17 @@ def _saved(pool: Pool, trained: Iterator[Trained]) -> Iterator[float]:
 
 def _spread(pool: Pool, numbers: list[int], workers: int, gpus: int) -> Iterator[Any]:
     order = Order(str(pool.save_dir), pool.cfg, pool.data_config, pool.setup.model, pool.rt.cfg, pool.digest)
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    cards = named if len(named) == gpus else [str(card) for card in range(gpus)]
-    places = [{"CUDA_VISIBLE_DEVICES": cards[worker % gpus]} if gpus else {} for worker in range(workers)]
-    return engines.spread(_in_process, order, numbers, places)
+    return engines.spread(_in_process, order, numbers, _places(workers, gpus))
+
+
+def _places(workers: int, gpus: int) -> list[dict[str, str]]:
+    """Each process's variables: the one card that it sees, in turn, by the names (numbers or UUIDs) it has in this process.
+
+    CUDA reads the list of names up to the first one that is no card of this machine.
+    """
+    named = [card.strip() for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip()]
+    cards = named[:gpus] if named else [str(card) for card in range(gpus)]
+    return [{"CUDA_VISIBLE_DEVICES": cards[worker % len(cards)]} if gpus else {} for worker in range(workers)]
 
 
 def _in_process(order: Order) -> Callable[[int], float]:

@@ -46,17 +46,29 @@ class Normalize(nn.Module):
 class AveragePool(nn.AdaptiveAvgPool2d):
     """torch's adaptive average pooling, by plain windows where they tile the map evenly.
 
-    The adaptive kernel's gradient is not deterministic on CUDA (but for 1 x 1, which torch takes as a mean), and a map
-    that has the wanted size already needs no kernel at all.
+    The adaptive kernel's gradient is not deterministic on CUDA (but for 1 x 1, which torch takes as a mean), so torch refuses
+    it where determinism was asked for: the pooling of rows and that of columns are then matrices. A map that has the wanted
+    size already needs no kernel at all.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.output_size
         if x.shape[-2:] == (height, width):
             return x
-        if (height, width) == (1, 1) or x.shape[-2] % height or x.shape[-1] % width:
+        if (height, width) == (1, 1):
             return super().forward(x)
-        return F.avg_pool2d(x, (x.shape[-2] // height, x.shape[-1] // width))
+        if x.shape[-2] % height == 0 and x.shape[-1] % width == 0:
+            return F.avg_pool2d(x, (x.shape[-2] // height, x.shape[-1] // width))
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        return _means(x.shape[-2], height, x) @ x @ _means(x.shape[-1], width, x).T
+
+
+def _means(size: int, bins: int, like: Tensor) -> Tensor:
+    """[bins, size], whose row i averages the places floor(i size / bins) to ceil((i + 1) size / bins), as torch cuts them."""
+    place, start = torch.arange(size, device=like.device), torch.arange(bins, device=like.device)[:, None] * size
+    within = ((place >= start // bins) & (place < (start + size + bins - 1) // bins)).to(like.dtype)
+    return within / within.sum(1, keepdim=True)
 
 
 class Classifier(nn.Module):
@@ -86,7 +98,11 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.features_of(x))
+        """Logits, of the head in float32 also where the rest is in bf16: three digits would tie the largest of them, in what
+        is recorded of a training as in a loss. It costs nothing."""
+        features = self.features_of(x)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.classify(features.to(torch.promote_types(features.dtype, torch.float32)))
 
     def reset_parameters(self) -> None:
         """Initialise every layer from the global torch generator, as the architecture's source states."""

@@ -68,7 +68,7 @@ def largest(scores: Mapping[str, Tensor], densities: tuple[float, ...], free: Ma
 def top(scores: Mapping[str, Tensor], counts: Sequence[int], free: Mask | None = None) -> list[Mask]:
     """For each count the mask of exactly so many largest scores over all tensors together, on the scores' device.
 
-    Equal scores are taken in the order of the tensors. One partition of what is free serves all counts; nothing is sorted.
+    Equal scores are taken in the order of the tensors. One ranking of what is free serves all counts.
 
     Args:
         scores: parameter name -> float tensor.
@@ -99,10 +99,14 @@ def top(scores: Mapping[str, Tensor], counts: Sequence[int], free: Mask | None =
 
 
 def _thresholds(flat: Tensor, counts: Sequence[int]) -> list[Any]:
-    """The k-th largest value for each k; on the host numpy's partition takes a third of torch's time."""
+    """The k-th largest value for each k; on the host numpy's partition takes a third of torch's time.
+
+    On a GPU all are sorted: CUDA's kthvalue leaves them to one block, and deterministic mode refuses it.
+    """
     places = [flat.numel() - k for k in counts]
-    if flat.is_cuda and not torch.are_deterministic_algorithms_enabled():  # which refuse kthvalue
-        return [torch.kthvalue(flat, place + 1).values for place in places]
+    if flat.is_cuda:
+        ranked = flat.sort().values
+        return [ranked[place] for place in places]
     ranked = np.partition(flat.cpu().numpy(), sorted(set(places)))
     return [ranked[place].item() for place in places]
 

@@ -21,6 +21,7 @@ from dataset import Data
 from evaluation import distribution
 from evaluation.distribution import FORGOTTEN
 from models import ModelConfig
+from models.modes import full_float32
 from utils import BadInput, Runtime, digest_of, make_folder, read_arrays, sha256, write_atomic
 
 FORM = 1  # of the files; raised when the measures change
@@ -115,6 +116,7 @@ def _labels(data: Data, index: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
+@full_float32()
 def features_of(model: models.Classifier, scene: Scene, rt: Runtime) -> dict[str, np.ndarray]:
     """``penultimate`` float32 [N, F] and ``logits`` float32 [N, K] of the images as they are, in eval mode."""
     net = models.fold_batchnorm(model)
