@@ -63,7 +63,8 @@ class Runtime:
         if self.cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.set_float32_matmul_precision("highest" if cfg.deterministic else "high")
-            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not cfg.deterministic
+            torch.backends.cudnn.allow_tf32 = not cfg.deterministic
+            torch.backends.cudnn.benchmark = False  # trials at the start of every run, whose gain nobody has measured
             torch.use_deterministic_algorithms(cfg.deterministic)
             torch.cuda.reset_peak_memory_stats(self.device)
         self.tally = Tally()
