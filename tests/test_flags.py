@@ -35,7 +35,8 @@ UNUSED = {
 }
 # always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut; only stands for other flags; of what
 # starts anew
-EVERYWHERE = {"pretrained", "noise_seed", "deterministic", "progress", "resume_every", "std", "any_scores", "setup"}
+EVERYWHERE = {"pretrained", "noise_seed", "deterministic", "progress", "keep_memory", "resume_every", "std", "any_scores",
+              "setup"}
 STAGES = [*stages.STAGES, *(f"forget {name}" for name in ("raw", "retrain", "FT", "wfisher", "ssd", "SCRUB")),
           *(f"memorization {name}" for name in ("confidence", "loss_curvature", "ho_ret", "es"))]
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)

@@ -92,7 +92,7 @@ def toy(words: list[str]) -> list[str]:
     return [re.sub(r"unlearn_epochs=\d+", "unlearn_epochs=1", word) for word in out if word not in ("--imagenet_arch",)]
 
 
-@pytest.mark.parametrize("page", COMMANDS)
+@pytest.mark.parametrize("page", [page for page, lines in COMMANDS.items() if lines])
 def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)

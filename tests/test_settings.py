@@ -25,7 +25,8 @@ from utils import Config, Run, RunConfig, Runtime
 
 # what cannot change the weights, or is in the run's identity under another name (forget set, mask, original)
 OUTSIDE_THE_DIGEST = {
-    "data", "download", "any_size", "num_classes", "progress", "save_dir", "force", "resume_every", "mia", "split_seed",
+    "data", "download", "any_size", "num_classes", "progress", "keep_memory", "save_dir", "force", "resume_every", "mia",
+    "split_seed",
     "any_scores", "mia_mode", "mia_draws", "mia_fits", "checkpoint", "path", "num_indexes_to_replace", "forget_fraction",
     "setup", "class_to_replace", "subclass_to_replace",
     "forget_mislabelled", "forget_index", "mem", "mem_proxy", "group_index", "scores", "plan",

@@ -17,7 +17,7 @@ import torch
 from utils import folders
 from utils.files import append, cannot_write, digest_of, git_commit, make_folder, sweep, write_atomic, write_json, write_tensors
 from utils.records import SCHEMA, Saved, files_of, read_record, require
-from utils.runtime import Runtime
+from utils.runtime import PEAKS, Runtime
 from utils.settings import Config, hp
 from utils.words import BadInput, CannotWrite, say
 
@@ -27,7 +27,8 @@ class RunConfig(Config):
     """Where results go."""
     save_dir: str = hp("runs", "folder of the run folders", digest=False)
     force: bool = hp(False, "repeat a finished run, or repair a damaged one", digest=False)
-    resume_every: float = hp(10.0, "seconds between the states from which a killed run goes on", low=0, digest=False)
+    # a state of ResNet-18 is 90 MB, and writing it counts in the run's seconds
+    resume_every: float = hp(60.0, "seconds between the states from which a killed run goes on", low=0, digest=False)
 
 
 class Run:
@@ -50,6 +51,7 @@ class Run:
         self.folder = Path(cfg.save_dir) / stage / f"{label}-{digest_of(key)}"
         self.done, self._lock = False, folders.FolderLock(self.folder)
         self._made: list[Path] = []  # folders that were not there
+        self._counted = False  # whether its peak of memory is counted
         self._open: tuple[str, float, int, Runtime] | None = None  # name, clock, images read before, whose tally
 
     def __enter__(self) -> Run:
@@ -85,6 +87,9 @@ class Run:
         except CannotWrite:
             folders.bring_back(self.folder)
             raise
+        for peak in PEAKS:
+            peak.begin()
+        self._counted = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         try:
@@ -106,6 +111,9 @@ class Run:
     def _leave(self) -> None:
         """Give the lock back, and take away the folders that were made where nothing came to lie in them."""
         self._lock.release()
+        for peak in PEAKS if self._counted else ():
+            peak.end()
+        self._counted = False
         for made in self._made:
             with contextlib.suppress(OSError):  # not empty: this run's files, or others' runs
                 made.rmdir()

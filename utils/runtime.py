@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import seeds
+from utils import memory, seeds
 from utils.settings import Config, hp
 from utils.words import BadInput
 
@@ -33,6 +32,7 @@ class RuntimeConfig(Config):
                       choices=("off", "default", "reduce-overhead", "max-autotune"))
     deterministic: bool = hp(False, "bit-reproducible kernels, slower on a GPU; a CPU run always is")
     progress: bool = hp(True, "show progress bars", digest=False)
+    keep_memory: bool = hp(True, "have glibc keep the memory of a step for the next one; faster on a CPU", digest=False)
 
     def resolved(self) -> RuntimeConfig:
         """The same with ``auto`` replaced by what this machine has."""
@@ -54,7 +54,9 @@ class Tally:
 
 
 class Runtime:
-    """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice is set."""
+    """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice and what
+    becomes of freed memory are set.
+    """
 
     def __init__(self, cfg: RuntimeConfig) -> None:
         self.cfg = cfg = cfg.resolved()
@@ -67,6 +69,8 @@ class Runtime:
             torch.backends.cudnn.benchmark = False  # trials at the start of every run, whose gain nobody has measured
             torch.use_deterministic_algorithms(cfg.deterministic)
             torch.cuda.reset_peak_memory_stats(self.device)
+        if cfg.keep_memory:
+            memory.keep_memory()
         self.tally = Tally()
         self._streams: dict[str, torch.Generator] = {}
         self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
@@ -107,12 +111,13 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def facts(self) -> dict[str, Any]:
-        """What the record says of the machine; peak memory in MiB of the run on a GPU, else of the process so far."""
+        """What the record says of the machine; peak memory in MiB, of the run where that can be told from the process's."""
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.cuda else _peak_of_process()
-        memory = {} if peak is None else {"peak_memory_mib": round(peak, 1)}
-        return {"device": name, **memory, "processor": processor(), "threads": torch.get_num_threads(),
-                "torch": torch.__version__, "numpy": np.__version__}
+        peak = (CARDS if self.cuda else memory.HOST).value()
+        of = "run" if self.cuda or memory.is_of_run() else "process"
+        held = {} if peak is None else {"peak_memory_mib": round(peak, 1), "peak_memory_of": of}
+        return {"device": name, **held, "allocator": memory.allocator(), "processor": processor(),
+                "threads": torch.get_num_threads(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 @functools.cache
@@ -125,11 +130,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _peak_of_process() -> float | None:
-    """MiB; None on a system that does not count it."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024  # bytes there, KiB elsewhere
+def _of_cards() -> float:
+    cards = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    return max((torch.cuda.max_memory_allocated(card) / 2**20 for card in cards), default=0.0)
+
+
+def _count_cards_anew() -> None:
+    for card in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        torch.cuda.reset_peak_memory_stats(card)
+
+
+CARDS = memory.Peak(_of_cards, _count_cards_anew)
+PEAKS = (memory.HOST, CARDS)  # of which each run has its own
