@@ -1,10 +1,10 @@
 """Three ways to train the models of a pool: one after another, K at once, and a process for each core or GPU.
 
 All three see the same models: a model's number alone decides its subset, its initialisation and its batches, and the
-stack is trained by the same ``Descent`` on stacked tensors. What differs is rounding (tests state how much).
+stack (memorization/stack.py) is trained by the same ``Descent``. What differs is rounding (tests state how much).
 
 Which is fastest was measured on a CPU (``python -m benchmarks pool``): a process for each core, while stacking costs
-more than it saves (vmap makes grouped convolutions of them). On a GPU the launches of a small network's kernels cost more
+more than it saves (grouped convolutions). On a GPU the launches of a small network's kernels cost more
 than the kernels, so that K models at once should win there: a prediction, which nobody has measured.
 
 Shapes: K models, B images in a batch, N images, C classes.
@@ -13,7 +13,6 @@ Shapes: K models, B images in a batch, N images, C classes.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import multiprocessing
 import os
@@ -25,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
 import models
 from dataset import Batch, Data, Loader
+from memorization.stack import Stack
 from models import ModelConfig
 from trainer import SCHEDULES, Descent, ScheduleConfig, predict
 from utils import BadInput, CannotWrite, Runtime, hp, say
@@ -140,50 +139,6 @@ def serial(setup: Setup, subset: Subset, numbers: Iterable[int]) -> Iterator[Tra
 # ------------------------------------------------------------------------------------------------------------ K at once
 
 
-def stackable(model: nn.Module) -> bool:
-    return not any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p for part in model.modules())
-
-
-class Stack(nn.Module):
-    """K models of one architecture as one module, whose parameters and buffers are theirs, stacked: [K, ...].
-
-    Images [K, B, 3, H, W], each model's own, or [B, 3, H, W] for all of them, give logits [B, K, C]. Batch norm
-    normalises by each model's own batch and keeps each model's running statistics.
-
-    Raises:
-        BadInput: a model with dropout, whose masks could not be those of the models one by one.
-    """
-
-    def __init__(self, singles: Sequence[nn.Module]) -> None:
-        super().__init__()
-        if not stackable(singles[0]):
-            raise BadInput("models with dropout cannot be trained as a stack; use --engine serial or processes")
-        params, buffers = stack_module_state([one.to(memory_format=torch.contiguous_format) for one in singles])
-        self.names, self.buffer_names = list(params), list(buffers)
-        self.stacked = nn.ParameterList(params.values())
-        for place, value in enumerate(buffers.values()):
-            self.register_buffer(f"buffer{place}", value)
-        self._form = (copy.deepcopy(singles[0]).to("meta"),)  # in a tuple, so that its parameters are none of ours
-
-    def train(self, mode: bool = True) -> Stack:
-        self._form[0].train(mode)
-        return super().train(mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        params = dict(zip(self.names, self.stacked, strict=True))
-        buffers = dict(zip(self.buffer_names, self.buffers(), strict=True))
-
-        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(self._form[0], (params, buffers), (x,))
-
-        return torch.vmap(one, in_dims=(0, 0, None if x.dim() == 4 else 0), out_dims=1)(params, buffers, x.contiguous())
-
-    def states(self) -> list[dict[str, Tensor]]:
-        """Each model's state_dict."""
-        named = [*zip(self.names, self.stacked, strict=True), *zip(self.buffer_names, self.buffers(), strict=True)]
-        return [{name: value[k].detach() for name, value in named} for k in range(len(self.stacked[0]))]
-
-
 class Together:
     """The batches of K loaders side by side: x float [K, B, 3, H, W], y and index int64 [K, B].
 
@@ -235,7 +190,7 @@ def graphed(stack: Stack, setup: Setup, sample: Tensor) -> Iterator[None]:
 def train_stack(setup: Setup, numbers: Sequence[int], subsets: Sequence[np.ndarray], graphs: bool = False) -> Stack:
     """The models ``numbers``, trained at once on their subsets (int64 [n] each, of one size)."""
     batches = Together([setup.loader(number, subset) for number, subset in zip(numbers, subsets, strict=True)])
-    stack = Stack([setup.new(number) for number in numbers])
+    stack = Stack([setup.new(number) for number in numbers], setup.rt.bf16)
     record: contextlib.AbstractContextManager = contextlib.nullcontext()
     if graphs and setup.rt.cuda:
         width, images = min(setup.recipe.pool_batch, len(subsets[0])), setup.data.images
@@ -345,7 +300,7 @@ def pace(setup: Setup, subset: np.ndarray, size: int = 1) -> float:
     loaders = [trial.loader(-1 - k, subset[: 2 * width]) for k in range(size)]
     singles = [trial.new(-1 - k) for k in range(size)]
     model, batches, loss = (singles[0], loaders[0], trial.loss) if size == 1 else (
-        Stack(singles), Together(loaders), trial.stacked_loss)
+        Stack(singles, trial.rt.bf16), Together(loaders), trial.stacked_loss)
     opt = Descent(model, trial.recipe, lr=1e-6, epochs=1, rt=trial.rt, purpose="trial")
     opt.epoch([next(iter(batches))], loss)  # the first step chooses kernels
     trial.rt.drain()

@@ -27,6 +27,7 @@ from memorization import engines
 from memorization.engines import Trained
 from memorization.pool import Pool, PoolConfig, Record
 from memorization.registry import Job
+from memorization.stack import refused
 from models import ModelConfig
 from utils import BadInput, Runtime, RuntimeConfig, make_folder, say, sweep, write_json
 from utils.files import STALE
@@ -136,7 +137,7 @@ def _suited(pool: Pool, workers: int) -> str:
     """The engine that suits device and models: measured on a CPU, predicted for a GPU."""
     if workers > 1 and pool.data_config is not None:
         return "processes"
-    return "stack" if pool.rt.cuda and engines.stackable(pool.setup.new(-1)) else "serial"
+    return "stack" if pool.rt.cuda and not refused(pool.setup.new(-1), pool.rt.bf16) else "serial"
 
 
 def _saved(pool: Pool, trained: Iterator[Trained]) -> Iterator[float]:

@@ -19,6 +19,8 @@ LAYERS = ((96, 3, 1, 1), (96, 3, 1, 1), (96, 3, 2, 1), (192, 3, 1, 1), (192, 3, 
 class AllCNN(Classifier):
     """Eight convolutions, each with batch norm and ReLU, then average pooling and a head."""
 
+    channelwise = True
+
     def __init__(self, num_classes: int, normalize: Normalize) -> None:
         super().__init__()
         self.normalize = normalize

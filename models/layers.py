@@ -78,6 +78,8 @@ class Classifier(nn.Module):
         arch, num_classes, imagenet, image_size, input_size: how ``build`` made it; what a checkpoint must say to make it again.
             The last two are None where the network is the same for images of any size, and where it does not resize them.
         foldable: whether a batch norm that is defined behind a convolution follows it.
+        channelwise: whether all that the network's own code does to channels between its layers (sums, activations, pools,
+            flattening) it does to each alike, so that layers K times as wide are K networks.
     """
 
     arch: str
@@ -86,6 +88,7 @@ class Classifier(nn.Module):
     image_size: int | None = None
     input_size: int | None = None
     foldable = True
+    channelwise = False
     normalize: Normalize
 
     def features_of(self, x: Tensor) -> Tensor:

@@ -95,6 +95,8 @@ class ResNet(Classifier):
         imagenet: 7x7 stride 2 and max-pool as the stem instead of 3x3 stride 1.
     """
 
+    channelwise = True
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],

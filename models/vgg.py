@@ -30,6 +30,8 @@ def _features(depths: Sequence[int], *, bias: bool, last_pool: bool) -> nn.Seque
 class VGG(Classifier):
     """3x3 convolutions in five stages with max-pools between them, then average pooling and a head."""
 
+    channelwise = True
+
     def __init__(self, normalize: Normalize, features: nn.Sequential, pooled: int, classifier: nn.Module) -> None:
         super().__init__()
         self.normalize = normalize

@@ -41,6 +41,8 @@ class WideBlock(nn.Module):
 class WideResNet(Classifier):
     """A 3x3 convolution, three groups of blocks, batch norm and ReLU, average pooling, a head."""
 
+    channelwise = True
+
     def __init__(self, depth: int, width: int, num_classes: int, normalize: Normalize) -> None:
         super().__init__()
         assert depth % 6 == 4
