@@ -24,7 +24,7 @@ test-browser: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/browser
 
 bench: $(VENV)/.ready
-	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks --append
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -1,110 +1,109 @@
 """Models per hour of the pool's engines, on random images of CIFAR's shape: what is measured does not look at them.
 
-Each side trains a few models of a few steps and evaluates them; a process's start is not counted, since a real pool pays
-it once in hours. Ratios are to one model after another on one thread, of the same round. On a machine that is not idle,
-processor seconds say more.
+Each side trains a few models of a few steps and evaluates them, and tells seconds of one model; a process's start is not
+counted, since a real pool pays it once in hours. On a machine that is not idle, processor seconds say more.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 import dataset
+from benchmarks.harness import Case, Context, Took, row, threads
+from benchmarks.inputs import make_arrays, make_model, write_arrays
 from dataset import DataConfig
 from memorization import engines, factory
 from memorization.factory import Pool, PoolConfig
 from models import ModelConfig
-from utils import Runtime
 
 ARCHS = ("resnet8s", "resnet20s")
 WORKERS, STACKED = 2, 4
+ALONE = "one after another, 1 thread"
 
 
-def bench(rt: Runtime, args: argparse.Namespace) -> list[tuple[str, dict[str, float]]]:
-    """A row for each architecture and engine: models per hour (median of the rounds) and the ratio to the plain way."""
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        write_images(Path(place) / "cifar10.npz")
-        config = DataConfig(dataset="cifar10", data=place, download=False)
-        data = dataset.load(config, rt)
-        for arch in ARCHS:
-            cfg = PoolConfig(models=96, fraction=0.8, pool_epochs=1, pool_batch=64)
-            pool = Pool(Path(place), cfg, data, ModelConfig(arch=arch), rt, config)
-            pool.folder.mkdir(parents=True)
-            sides = sides_of(pool, args.threads)
-            seen: dict[str, list[Seen]] = {name: [] for name in sides}
-            for _, (name, side) in itertools.product(range(min(args.rounds, 3)), sides.items()):
-                seen[name].append(side())
-            plain = seen["one after another, 1 thread"]
-            for name, rates in seen.items():
-                ratio = statistics.median(ours.rate / base.rate for ours, base in zip(rates, plain, strict=True))
-                found = {"models per hour": 3600 * statistics.median(one.rate for one in rates), "ratio": ratio,
-                         "cpu s per model": statistics.median(one.cpu for one in rates)}
-                rows.append((f"pool {arch}, {name}", found))
-    return rows
+@row("pool", "models of a pool: the engines against one after another and against a plain loop", seconds=420)
+def pools(c: Context) -> Iterator[Case]:
+    train, test = c.size(400, 30), c.size(80, 10)
+    write_arrays(c.place, train, test)
+    config = DataConfig(dataset="cifar10", data=str(c.place), download=False, any_size=True)
+    data = dataset.load(config, c.rt)
+    for arch in ARCHS[: c.size(2, 1)]:
+        cfg = PoolConfig(models=96, fraction=0.8, pool_epochs=1, pool_batch=64)
+        pool = Pool(c.place, cfg, data, ModelConfig(arch=arch), c.rt, config)
+        pool.folder.mkdir(parents=True, exist_ok=True)
+        yield Case(f"pool {arch}", sides_of(pool, c), base=ALONE, work=3600, unit="models/h", in_process=False)
+        yield Case(f"model of a pool {arch}, one thread", {
+            "ours": lambda p=pool, c=c: in_turn(p, c, 1, 1), "plain": lambda p=pool, a=arch: plain_model(p, c, a, train, test)},
+            work=3600, unit="models/h", in_process=False, threads=1)
 
 
-def write_images(path: Path, train: int = 400, test: int = 80) -> None:
-    random = np.random.default_rng(0)
-    x, x_test = (random.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in (train, test))
-    y, y_test = (np.arange(count) % 10 for count in (train, test))
-    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-
-
-def sides_of(pool: Pool, threads: int) -> dict[str, Callable[[], Seen]]:
-    """Name -> what trains some models and says how many it made a second."""
-    numbers = itertools.cycle(range(0, 64, 8))
-
-    def some(count: int) -> list[int]:
-        first = next(numbers)
-        return list(range(first, first + count))
-
-    def here(start: Callable[[], Iterator[Any]], count: int, threads: int) -> Seen:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return rate(start(), count, 0)
-        finally:
-            torch.set_num_threads(before)
-
+def sides_of(pool: Pool, c: Context) -> dict[str, Callable]:
+    """Name -> what trains some models and says what one took."""
+    some = 4 if not c.quick else 1
     return {
-        "one after another, 1 thread": lambda: here(lambda: engines.serial(pool.setup, pool.subset, some(4)), 4, 1),
-        f"one after another, {threads} threads": lambda: here(
-            lambda: engines.serial(pool.setup, pool.subset, some(4)), 4, threads),
-        f"{STACKED} at once, 1 thread": lambda: here(
-            lambda: engines.stacked(pool.setup, pool.subset, some(STACKED), STACKED), STACKED, 1),
-        f"{WORKERS} processes": lambda: rate(factory._spread(pool, some(20), WORKERS, 0), 20, WORKERS),
+        ALONE: lambda: in_turn(pool, c, some, 1),
+        f"one after another, {c.threads} threads": lambda: in_turn(pool, c, some, c.threads),
+        f"{STACKED} at once, 1 thread": lambda: lambda: here(
+            c, lambda: engines.stacked(pool.setup, pool.subset, numbers(STACKED), STACKED), STACKED, 1),
+        f"{WORKERS} processes": lambda: lambda: rate(
+            factory._spread(pool, numbers(5 * some * WORKERS // 2), WORKERS, torch.cuda.device_count() if c.rt.cuda else 0),
+            5 * some * WORKERS // 2, WORKERS),
     }
 
 
-class Seen(NamedTuple):
-    """Models a second, and processor seconds a model, which a busy machine moves less."""
-
-    rate: float
-    cpu: float
+FIRST = itertools.cycle(range(0, 64, 8))  # models that no side has trained yet, as long as there are any
 
 
-def rate(done: Iterator[Any], count: int, skip: int) -> Seen:
-    """Of ``count`` models, with the first ``skip`` of them and the start of processes left out."""
+def numbers(count: int) -> list[int]:
+    first = next(FIRST)
+    return list(range(first, first + count))
+
+
+def in_turn(pool: Pool, c: Context, count: int, on: int) -> Callable[[], Took]:
+    return lambda: here(c, lambda: engines.serial(pool.setup, pool.subset, numbers(count)), count, on)
+
+
+def here(c: Context, start: Callable[[], Iterator[Any]], count: int, on: int) -> Took:
+    with threads(on):
+        took = rate(start(), count, 0)
+        c.rt.drain()
+        return took
+
+
+def plain_model(pool: Pool, c: Context, arch: str, train: int, test: int) -> Callable[[], Took]:
+    """The same number of images in the same batches, by the plain loader and loop."""
+    from benchmarks import plain
+
+    x, y, *tests = make_arrays(train, test)
+    cfg = pool.cfg
+
+    def run() -> Took:
+        start, before = time.perf_counter(), time.process_time()
+        model, subset = make_model(c.rt, arch, channels_last=False), np.sort(pool.subset(numbers(1)[0]))
+        plain.one_of_a_pool(model, x, y, tuple(tests), subset, cfg.pool_epochs, cfg.pool_batch)
+        return Took(time.perf_counter() - start, time.process_time() - before)
+
+    return run
+
+
+def rate(done: Iterator[Any], count: int, skip: int) -> Took:
+    """Seconds of one of ``count`` models, with the first ``skip`` of them and the start of processes left out."""
     spent: dict[int, float] = {}
     start, before = time.perf_counter(), processor(spent)
     for place, _ in enumerate(done, 1):
         now = processor(spent)  # while those that have just answered are still there to be asked
         if place == skip:
             start, before = time.perf_counter(), now
-    return Seen((count - skip) / (time.perf_counter() - start), (now - before) / (count - skip))
+    return Took((time.perf_counter() - start) / (count - skip), (now - before) / (count - skip))
 
 
 def processor(spent: dict[int, float]) -> float:

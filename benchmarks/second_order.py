@@ -8,19 +8,18 @@ one autograd call an example through the graph of a batch (fisher), one backward
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks.harness import Case, Context, row
+from benchmarks.inputs import make_data, make_model
 from unlearn import influence, persample
-from utils import Runtime
 
-Rows = list[tuple[str, dict[str, float]]]
-LOOP, RANKS, GRAPH, SHARE, CLASSES = 400, 200, 128, 32, 64  # examples
+ARCH = "resnet20s"
+LOOP, RANKS, GRAPH, SHARE, CLASSES = (400, 12), (200, 10), (128, 8), (32, 4), (64, 8)  # examples, and at toy size
 COUNT, DAMPING = 1000, 1.0
 
 
@@ -52,7 +51,7 @@ def ranks(rows: Tensor, v: Tensor, together: bool = False) -> Tensor:
     the closed form is off by 2e-5 (resnet20s, 200 examples); the differences that the benchmark prints are its own.
     """
     n = len(rows)
-    kept, below = torch.empty_like(rows), torch.empty(n)
+    kept, below = torch.empty_like(rows), torch.empty(n, device=rows.device)
 
     def solve(u: Tensor, i: int) -> Tensor:
         if together:
@@ -74,13 +73,13 @@ def closed_form(rows: Tensor, v: Tensor) -> Tensor:
     return (v - rows.T @ share.float()) / DAMPING
 
 
-def diagonal(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+def diagonal(model: nn.Module, x: Tensor, y: Tensor, share: int) -> list[Tensor]:
     """Mean square of the gradients of the first examples of a batch, one call each through the batch's graph."""
-    likelihood = nn.functional.log_softmax(model(x), 1)[torch.arange(len(y)), y]
+    likelihood = nn.functional.log_softmax(model(x), 1)[torch.arange(len(y), device=y.device), y]
     total = [torch.zeros_like(p) for p in model.parameters()]
-    for value in likelihood[:SHARE]:
+    for value in likelihood[:share]:
         for t, g in zip(total, torch.autograd.grad(value, list(model.parameters()), retain_graph=True), strict=True):
-            t += g.square() / SHARE
+            t += g.square() / share
     return total
 
 
@@ -98,63 +97,100 @@ def class_loop(model: nn.Module, batches: Any) -> list[Tensor]:
     return [t / len(batches) for t in total]
 
 
+def setting(c: Context, count: int) -> tuple[Any, Any, Any]:
+    """A loader of so many retained examples, the same as arrays, and a vector of the model's size."""
+    data, (x, y, *_) = make_data(c.rt, c.size(1422, 100), 16, c.size(128, 10))
+    index = data.splits.retain[:count]
+    size = sum(p.numel() for p in make_model(c.rt, ARCH).parameters())
+    v = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.01  # on the host, so that every device has the same
+    return data.subset(index), (x[index], y[index]), v.to(c.rt.device)
+
+
+def ours_and_plain(c: Context) -> tuple[nn.Module, nn.Module]:
+    ours, theirs = (make_model(c.rt, ARCH, channels_last).eval() for channels_last in (True, False))
+    return ours, theirs
+
+
+def singles(x: Any, y: Any, model: nn.Module, batch_size: int = 1) -> Any:
+    """Batches of the plain loader on the model's device, as often as they are asked for."""
+    from benchmarks import plain
+
+    batches = plain.loader(x, y, batch_size=batch_size)
+
+    class Again:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(plain.moved(batches, model))
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    return Again()
+
+
 def gap(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def benches(interleaved: Callable, make_data: Callable, make_model: Callable) -> dict[str, Callable[..., Rows]]:
-    """The benchmarks by name, on the shared harness."""
+def apart(base: Tensor | float = 0.0) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """``base`` is taken away from both answers before they are compared: what the method adds is what counts."""
+    return lambda answers: {"relative difference": gap(answers["ours"] - base, answers["plain"] - base)}
 
-    def setting(rt: Runtime, args: argparse.Namespace, count: int) -> tuple:
-        data, (x, y, *_) = make_data(rt, 1422, 256, 128)
-        index = data.splits.retain[:count]
-        model, twin = (make_model(rt, args.arch, channels_last).eval() for channels_last in (True, False))
-        v = torch.randn(sum(p.numel() for p in model.parameters()), generator=torch.Generator().manual_seed(0)) * 0.01
-        return data.subset(index), x[index], y[index], model, twin, v
 
-    def measured(name: str, ours: Callable, theirs: Callable, base: Tensor | float, args: argparse.Namespace) -> Rows:
-        """``base`` is taken away from both answers before they are compared: what the method adds is what counts."""
-        answers: dict[str, Tensor] = {}
-        sides = [lambda key=key, side=side: answers.update({key: side()}) for key, side in (("a", ours), ("b", theirs))]
-        found = interleaved(*sides, args)[""]
-        if args.side is None:
-            found["relative difference"] = gap(answers["a"] - base, answers["b"] - base)
-        return [(name, found)]
+@row("influence", "the published influence recursion on 400 examples, on one thread too", seconds=80)
+def bench_influence(c: Context) -> Iterator[Case]:
+    count = c.size(*LOOP)
+    samples, arrays, v = setting(c, count)
+    ours, theirs = ours_and_plain(c)
+    sides = {"ours": lambda: lambda: influence.published_recursion(ours, samples, v.double(), COUNT),
+             "plain": lambda: lambda b=singles(*arrays, theirs): recursion(theirs, b, v)}
+    for told, threads in (("", None), (", one thread", 1)):
+        yield Case(f"influence recursion {ARCH}, {count} examples{told}", sides, check=apart(), threads=threads)
 
-    def bench_influence(rt: Runtime, args: argparse.Namespace) -> Rows:
-        samples, x, y, model, twin, v = setting(rt, args, LOOP)
-        singles = plain.loader(x, y, batch_size=1)
-        return measured(f"published influence recursion {args.arch}, {LOOP} examples",
-                        lambda: influence.published_recursion(model, samples, v.double(), COUNT),
-                        lambda: recursion(twin, singles, v), 0.0, args)
 
-    def bench_woodfisher(rt: Runtime, args: argparse.Namespace) -> Rows:
-        samples, x, y, model, twin, v = setting(rt, args, RANKS)
-        rows, singles = persample.gradients(model, samples), plain.loader(x, y, batch_size=1)
-        name, kept = f"textbook WoodFisher {args.arch}, {RANKS} examples", v / DAMPING
-        found = measured(name, lambda: closed_form(rows, v), lambda: ranks(rows, v), kept, args)
-        if args.side is None:
-            found += measured(name + ", plain by matrix products", lambda: closed_form(rows, v),
-                              lambda: ranks(rows, v, together=True), kept, args)
-            found += measured(name + ", gradients included", lambda: closed_form(persample.gradients(model, samples), v),
-                              lambda: ranks(torch.stack(list(one_by_one(twin, singles))), v), kept, args)
-        return found
+@row("woodfisher", "textbook WoodFisher in closed form against the recursion over 200 examples", seconds=60)
+def bench_woodfisher(c: Context) -> Iterator[Case]:
+    count = c.size(*RANKS)
+    samples, arrays, v = setting(c, count)
+    ours, theirs = ours_and_plain(c)
+    kept, name = v / DAMPING, f"textbook WoodFisher {ARCH}, {count} examples"
 
-    def bench_fisher(rt: Runtime, args: argparse.Namespace) -> Rows:
-        samples, x, y, model, twin, _ = setting(rt, args, GRAPH)
-        images, labels = (next(iter(plain.loader(x, y, batch_size=GRAPH)))[i] for i in (0, 1))
-        part = persample.piece(samples, 0, SHARE)
-        return measured(f"per-example Fisher diagonal {args.arch}, {SHARE} examples of a batch of {GRAPH}",
-                        lambda: persample.flat(persample.squared(model, part).values()),
-                        lambda: persample.flat(diagonal(twin, images, labels)), 0.0, args)
+    def given(solve: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        rows = persample.gradients(ours, samples)
+        return lambda: solve(rows, v)
 
-    def bench_fisher_new(rt: Runtime, args: argparse.Namespace) -> Rows:
-        samples, x, y, model, twin, _ = setting(rt, args, CLASSES)
-        samples.batch_size = 32
-        batches = plain.loader(x, y, batch_size=32)
-        return measured(f"published fisher_new {args.arch}, {CLASSES} examples",
-                        lambda: persample.flat(persample.squared_means(model, samples, persample.every_label).values()),
-                        lambda: persample.flat(class_loop(twin, batches)), 0.0, args)
+    mine = {"ours": lambda: given(closed_form)}
+    yield Case(name, mine | {"plain": lambda: given(ranks)}, check=apart(kept))
+    yield Case(f"{name}, plain by matrix products", mine | {
+        "plain": lambda: given(lambda rows, v: ranks(rows, v, together=True))}, check=apart(kept))
+    yield Case(f"{name}, gradients included", {
+        "ours": lambda: lambda: closed_form(persample.gradients(ours, samples), v),
+        "plain": lambda: lambda b=singles(*arrays, theirs): ranks(torch.stack(list(one_by_one(theirs, b))), v)},
+        check=apart(kept))
 
-    return {"influence": bench_influence, "woodfisher": bench_woodfisher, "fisher": bench_fisher,
-            "fisher_new": bench_fisher_new}
+
+@row("fisher", "squared gradients of each example of a batch of 128", seconds=100)
+def bench_fisher(c: Context) -> Iterator[Case]:
+    graph, share = c.size(*GRAPH), c.size(*SHARE)
+    samples, arrays, _ = setting(c, graph)
+    ours, theirs = ours_and_plain(c)
+    part = persample.piece(samples, 0, share)
+
+    def plain_side() -> Callable[[], Tensor]:
+        images, labels = next(iter(singles(*arrays, theirs, batch_size=graph)))
+        return lambda: persample.flat(diagonal(theirs, images, labels, share))
+
+    yield Case(f"per-example Fisher {ARCH}, {share} of a batch of {graph}",
+               {"ours": lambda: lambda: persample.flat(persample.squared(ours, part).values()), "plain": plain_side},
+               check=apart())
+
+
+@row("fisher_new", "one backward pass for each class, as published", seconds=20)
+def bench_fisher_new(c: Context) -> Iterator[Case]:
+    count = c.size(*CLASSES)
+    samples, arrays, _ = setting(c, count)
+    ours, theirs = ours_and_plain(c)
+    samples.batch_size = 32
+    yield Case(f"published fisher_new {ARCH}, {count} examples", {
+        "ours": lambda: lambda: persample.flat(persample.squared_means(ours, samples, persample.every_label).values()),
+        "plain": lambda: lambda b=singles(*arrays, theirs, batch_size=32): persample.flat(class_loop(theirs, b))},
+        check=apart())
