@@ -111,6 +111,7 @@ class Read:
     name: str
     base: str
     seconds: Spread
+    base_seconds: Spread
     wall: Spread
     cpu: Spread
     memory: tuple[float | None, float | None]
@@ -133,9 +134,9 @@ def read(text: str) -> list[Read]:
 
 
 def _line(machine: str, told: str, values: list[str]) -> Read:
-    name, ours, base, _, wall, cpu, memory, its, notes = values
+    name, ours, base, theirs, wall, cpu, memory, its, notes = values
     facts = dict(part.partition(": ")[::2] for part in notes.split("; ") if part)
-    return Read(machine, told, name, base, _spread(ours), _spread(wall), _spread(cpu),
+    return Read(machine, told, name, base, _spread(ours), _spread(theirs), _spread(wall), _spread(cpu),
                 tuple(None if value == NONE else float(value) for value in (memory, its)), facts)
 
 

@@ -1,6 +1,6 @@
 """Training steps in a process of their own, for settings that a process has from its start.
 
-    python -m benchmarks.steps ARCH COUNT BATCH [DEVICE] [THREADS]
+    python -m benchmarks.steps ARCH COUNT BATCH [DEVICE] [THREADS] [KEEP_MEMORY]
 
 Prints wall seconds, processor seconds and minor page faults of the steps after two of warm-up.
 """
@@ -18,10 +18,10 @@ from trainer import Descent, ScheduleConfig, cross_entropy
 from utils import Runtime, RuntimeConfig
 
 
-def main(arch: str, count: str, batch: str, device: str = "cpu", threads: str = "0") -> None:
+def main(arch: str, count: str, batch: str, device: str = "cpu", threads: str = "0", keep: str = "1") -> None:
     if int(threads):
         torch.set_num_threads(int(threads))
-    rt, size = Runtime(RuntimeConfig(device=device, progress=False)), int(batch)
+    rt, size = Runtime(RuntimeConfig(device=device, keep_memory=keep == "1", progress=False)), int(batch)
     data, _ = make_data(rt, 2 * size + 40, 16, 16, batch_size=size)
     model = make_model(rt, arch)
     opt = Descent(model, ScheduleConfig(), lr=0.01, epochs=1, rt=rt, purpose="benchmark")

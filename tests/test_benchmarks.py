@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from conftest import quiet_runtime
 
 from benchmarks import __main__ as bench
-from benchmarks import harness, plain, pool, processes, results
+from benchmarks import goals, harness, plain, pool, processes, results
 from benchmarks.harness import ROWS, Case, Context, Line, Row, Skipped, Spread, Took
 from evaluation import mia
 from memorization import engines
@@ -191,6 +192,24 @@ def test_bad_input_is_one_line_and_code_2(words: list[str], told: str, capsys: p
         bench.main(words)
     said = capsys.readouterr()
     assert end.value.code == 2 and told in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_goals_are_held_against_the_last_line_of_their_very_name() -> None:
+    def of(name: str, wall: float, base: str = "plain", **facts: float) -> Line:
+        return dataclasses.replace(line(name, wall), base=base, cpu=Spread(wall, wall, wall), facts=facts)
+
+    head, recursion = results.Head("A", "2026-01-01 10:00:00, x"), "influence recursion resnet20s, 400 examples"
+    lines = [of("loader, crop and flip", 7.9), of("loader, crop and flip", 8.1), of("loader, evaluation", 7.9),
+             of(recursion, 3.5, **{"relative difference": 1e-5}),
+             of(f"{recursion}, one thread", 1.2, **{"relative difference": 0.1}),
+             of("epoch resnet20s, batches of 256", 1.25), of("--help", 0.9, base="import torch")]
+    found = goals.table(results.read(results.put("", head, results.table(lines)))).splitlines()
+    met = {row.split(" | ")[1]: row.strip("| ").split(" | ")[-1] for row in found[2:]}
+    assert met["loader with crop and flip, CPU"] == "yes" and met["loader for evaluation, CPU"] == "NO"
+    assert met["influence recursion, one thread, CPU"] == "NO" and met["the same on all threads"] == "yes"
+    assert met["training, ResNet-20"] == met["--help, above a bare import of torch"] == "yes"
+    assert met["FT with evaluation as a process"] == "not measured" and len(found) == 2 + len(goals.GOALS)
+    assert {goal.id for goal in goals.GOALS} == {f"P{number}" for number in range(1, 15)}
 
 
 # --------------------------------------------------------------------------------------------------------- any device
