@@ -35,6 +35,7 @@ from utils import BadInput, CannotWrite, Runtime, hp, say
 from utils.signals import deaf_children
 
 Subset = Callable[[int], np.ndarray]  # a model's number -> int64 [n], the training images it sees
+FILLED = 0.8  # share of a GPU's memory that a stack may fill at its peak: the rest is for the context and for fragments
 PACE = 64  # images in a step of the throwaway model on a CPU, where a whole batch could take half a minute
 
 
@@ -93,10 +94,10 @@ class Setup:
 
     def evaluate(self, model: nn.Module) -> dict[str, Tensor]:
         """Logits float32 of all training and all test images: [N, C] of a model, [N, K, C] of a stack."""
-        images = self.data.images
-        every = torch.arange(len(images.y), device=images.home)
-        train = Loader(images, every, images.y, images.eval_batch)
-        return {"train": predict(model, train, self.rt)[0], "test": predict(model, self.data.loader("test"), self.rt)[0]}
+        images, count = self.data.images, model.count if isinstance(model, Stack) else 1
+        every, width = torch.arange(len(images.y), device=images.home), max(1, images.eval_batch // count)
+        loaders = {"train": Loader(images, every, images.y, width), "test": self.data.loader("test", batch_size=width)}
+        return {part: predict(model, loader, self.rt)[0] for part, loader in loaders.items()}
 
 
 class Trained(NamedTuple):
@@ -207,13 +208,39 @@ def stacked(setup: Setup, subset: Subset, numbers: Iterable[int], size: int, gra
     for number in numbers:
         waiting.setdefault(len(subset(number)), []).append(number)
     for alike in waiting.values():
-        for first in range(0, len(alike), size):
-            group, start = alike[first : first + size], time.perf_counter()
-            logits = setup.evaluate(train_stack(setup, group, [subset(number) for number in group], graphs))
+        while alike:
+            group, start = alike[:size], time.perf_counter()
+            logits = within_memory(lambda group=group: setup.evaluate(
+                train_stack(setup, group, [subset(number) for number in group], graphs)))
+            if logits is None:
+                size = _fewer(len(group), len(group) // 2, setup)
+                continue
             setup.rt.drain()
             seconds = (time.perf_counter() - start) / len(group)
             for place, number in enumerate(group):
                 yield Trained(number, {part: value[:, place] for part, value in logits.items()}, seconds)
+            alike = alike[len(group) :]
+
+
+def within_memory(work: Callable[[], Any]) -> Any:
+    """What it gives, or None where the GPU's memory did not hold it; then what it held is free again."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return work()
+    torch.cuda.empty_cache()  # once the error, whose frames hold the tensors, is gone
+    return None
+
+
+def _fewer(count: int, left: int, setup: Setup) -> int:
+    """``left`` models at once, which is said.
+
+    Raises:
+        BadInput: there are none left.
+    """
+    if not left:
+        raise BadInput("the GPU's memory does not hold one model in training: use a smaller --pool_batch than "
+                       f"{setup.recipe.pool_batch}, or another GPU; what is finished stays")
+    say(f"notice: {count} models at once do not fit into the GPU's memory; going on with {left}")
+    return left
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -308,3 +335,24 @@ def pace(setup: Setup, subset: np.ndarray, size: int = 1) -> float:
     opt.epoch(batches, loss)
     trial.rt.drain()
     return (time.perf_counter() - start) / loaders[0].size / size
+
+
+def fitting(setup: Setup, subset: np.ndarray, size: int) -> tuple[int, float]:
+    """How many models, of ``size`` that are wanted, can be trained at once, and the pace of so many; from their real steps.
+
+    On a GPU, as many as leave a part of its memory free by the peak of these steps, half of them where they did not fit.
+
+    Raises:
+        BadInput: the GPU's memory does not hold one.
+    """
+    while True:
+        if setup.rt.cuda:
+            torch.cuda.reset_peak_memory_stats(setup.rt.device)
+        each = within_memory(lambda size=size: pace(setup, subset, size))
+        fits = size // 2 if each is None else size
+        if each is not None and setup.rt.cuda:
+            room = FILLED * torch.cuda.mem_get_info(setup.rt.device)[1]
+            fits = max(1, min(size, int(size * room / max(1, torch.cuda.max_memory_allocated(setup.rt.device)))))
+        if fits == size:
+            return size, each
+        size = _fewer(size, fits, setup)

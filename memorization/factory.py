@@ -115,7 +115,7 @@ def _way(pool: Pool, missing: list[int]) -> Way:
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if name == "processes" else threads)
     try:
-        each = engines.pace(pool.setup, subset, size)
+        size, each = engines.fitting(pool.setup, subset, size) if name == "stack" else (1, engines.pace(pool.setup, subset))
     finally:
         torch.set_num_threads(threads)
     # a forward pass is about a third of a training step

@@ -5,6 +5,7 @@ Each test says how. ``tests/gpu`` has what needs the device itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,15 +13,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import quiet_runtime, tiny_net
+from pools import make_setup, refusal, subsets
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from dataset import Data
-from memorization import entanglement, events, factory
+from dataset import Batch, Data
+from memorization import engines, entanglement, events, factory
+from memorization.engines import Setup
+from memorization.stack import Stack
 from models.layers import AveragePool
 from pruner import mask
 from trainer import Descent, ScheduleConfig, cross_entropy, predict
 from unlearn import persample
+from unlearn.label import soft_threshold
 from unlearn.saliency import saliency
 from utils import Runtime, RuntimeConfig
 
@@ -245,3 +251,116 @@ def test_every_process_sees_one_card(visible: str | None, gpus: int, workers: in
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [place.get("CUDA_VISIBLE_DEVICES") for place in factory._places(workers, gpus)] == expected
+
+
+# ----------------------------------------------------------------------------------------------------------- the memory
+
+
+def test_stack_that_does_not_fit_is_halved_and_loses_no_model(monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's OutOfMemoryError, raised for more than two models after their first epoch: each model comes once, and is what
+    a stack of two makes of it, bit by bit; half is taken where the size was, and said once."""
+    setup = make_setup(torch.float32, pool_epochs=2)
+    cuts, fit = dict(enumerate(subsets(setup, [0, 1, 2, 3, 4], 30))), Setup.fit
+    expected = {t.number: t.logits for t in engines.stacked(setup, cuts.__getitem__, range(5), 2)}
+
+    def small(self: Setup, model: Any, batches: Any, loss: Any, purpose: str) -> None:
+        if model.count > 2:
+            once = dataclasses.replace(self.recipe, pool_epochs=1)
+            fit(dataclasses.replace(self, recipe=once), model, batches, loss, purpose)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        fit(self, model, batches, loss, purpose)
+
+    monkeypatch.setattr(Setup, "fit", small)
+    capsys.readouterr()
+    found = list(engines.stacked(setup, cuts.__getitem__, range(5), 4))
+    assert [t.number for t in found] == list(range(5))
+    assert all(torch.equal(t.logits[part], expected[t.number][part]) for t in found for part in ("train", "test"))
+    assert capsys.readouterr().out == "notice: 4 models at once do not fit into the GPU's memory; going on with 2\n"
+
+
+def test_model_that_does_not_fit_alone_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(torch.float32)
+    cuts = dict(enumerate(subsets(setup, [0, 1], 30)))
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Setup, "fit", full)
+    refusal(lambda: list(engines.stacked(setup, cuts.__getitem__, range(2), 2)), "--pool_batch", "what is finished stays")
+
+
+@pytest.mark.parametrize(("room", "left", "said"), [(80, 16, 0), (34, 13, 1), (30, 8, 1), (9, 3, 3), (3, 1, 4)])
+def test_models_of_a_stack_are_what_the_memory_holds(room: int, left: int, said: int, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """A card of ``room`` GB on which a model's step takes 2 GB, all said by replaced functions: 80 % of it may be full."""
+    setup = make_setup(torch.float32)
+    monkeypatch.setattr(setup.rt, "cuda", True)
+    peak = [0]
+
+    def pace(setup: Setup, subset: Any, size: int) -> float:
+        if 2 * size > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        peak[0] = 2 * size
+        return 1 / size
+
+    monkeypatch.setattr(engines, "pace", pace)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, room))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    assert engines.fitting(setup, subsets(setup, [0], 30)[0], 16) == (left, 1 / left)
+    assert capsys.readouterr().out.count("notice") == said
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1))
+    room = 1
+    refusal(lambda: engines.fitting(setup, subsets(setup, [0], 30)[0], 2), "--pool_batch")
+
+
+def test_stack_is_evaluated_on_as_many_images_in_all_as_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches times models is the batch of one: a map of the first layers of 16 models would else be 16 times as large."""
+    setup, seen = make_setup(torch.float32), []
+    monkeypatch.setattr(engines, "predict", lambda model, loader, rt: [seen.append((model, loader.batch_size))])
+    for count in (1, 3):
+        singles = [setup.new(number) for number in range(count)]
+        setup.evaluate(singles[0] if count == 1 else Stack(singles))
+    whole = setup.data.images.eval_batch
+    assert [width for _, width in seen] == [whole, whole, whole // 3, whole // 3]
+
+
+def test_chunk_of_examples_counts_their_activations(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow networks have few weights and large maps. Their bytes by hand: for a convolution and ReLU of 4 channels on 6x6."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    # kept for the backward pass: the image, ReLU's output, which is also the linear layer's input
+    assert persample._activations(net, torch.rand(1, 3, 6, 6)) == 4 * (3 * 36 + 144 + 144)
+    weights = 4 * sum(p.numel() for p in net.parameters())
+    sizes = []
+    for budget in (10 * (persample.COPIES * (weights + 4 * 396)), 1, 2**40):
+        params = dict(net.named_parameters())
+        batches = [Batch(torch.rand(600, 3, 6, 6), torch.zeros(600, dtype=torch.int64), torch.arange(600))]
+        sizes.append([len(y) for _, y in persample._chunks(net, batches, params, budget)])
+    assert [part[0] for part in sizes] == [10, 1, 256] and all(sum(part) == 600 for part in sizes)
+
+
+# ------------------------------------------------------------------------------------------------------------- launches
+
+
+class Counted(TorchDispatchMode):
+    """How many operations are called that compute something: on a GPU each of them is a launch at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_soft_threshold_starts_as_many_operations_for_many_tensors_as_for_few() -> None:
+    found = []
+    for count in (2, 30):
+        params = tuple(nn.Parameter(torch.rand(4, 3)) for _ in range(count))
+        anchor, free = [torch.rand(4, 3) for _ in range(count)], torch.ones(12 * count, dtype=torch.bool)
+        with Counted() as counted:
+            soft_threshold(params, anchor, free, 5 * count)
+        found.append(counted.count)
+    assert found[0] == found[1] < 20

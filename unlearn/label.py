@@ -116,17 +116,15 @@ def soft_threshold(params: tuple[nn.Parameter, ...], anchor: list[Tensor], free:
     """
     if not rank:
         return
-    d = torch.cat([p.flatten() for p in params]) - torch.cat([a.flatten() for a in anchor])
+    here, home = torch.cat([p.flatten() for p in params]), torch.cat([a.flatten() for a in anchor])
+    d = here - home
     # those that are held stand behind all others, so that no rank within the free ones reaches them
     size = d.abs().masked_fill_(~free, torch.inf)
-    sizes = [p.numel() for p in params]
     # CUDA's kthvalue leaves a row to one block, and is refused in deterministic mode for the sake of its indices
     ranked = size.sort().values[rank - 1] if size.is_cuda else size.kthvalue(rank).values
-    near, moved = free & (size <= ranked), free & (size > ranked)
-    steps = zip(params, anchor, (d.sign() * ranked).split(sizes), near.split(sizes), moved.split(sizes), strict=True)
-    for p, a, back, to_anchor, shrink in steps:
-        shrunk = torch.where(shrink.view_as(p), p - back.view_as(p), p)
-        p.copy_(torch.where(to_anchor.view_as(p), a, shrunk))
+    there = torch.where(free, torch.where(size <= ranked, home, here - d.sign() * ranked), here)
+    parts = there.split([p.numel() for p in params])
+    torch._foreach_copy_(list(params), [part.view_as(p) for part, p in zip(parts, params, strict=True)])
 
 
 def draw_labels(labels: Tensor, num_classes: int, how: str, stream: torch.Generator) -> Tensor:

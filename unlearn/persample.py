@@ -25,7 +25,8 @@ Values = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
 Rows = Callable[[Tensor, Tensor], Iterator[Tensor]]
 COLUMNS = 8192  # of G in one float32 product of the Gram matrix: rounding stays that of short sums
 STRIP = 64  # rows of G in a strip of its Gram matrix
-COPIES = 6  # of an example's gradients that are alive at the peak of a chunk, about
+COPIES = 6  # of an example's gradients and activations that are alive at the peak of a chunk, about
+CHUNK = 256  # examples at most: they are groups of one convolution
 # layers whose output is linear in their parameters: a directional derivative by these is the layer itself, at the direction
 LINEAR = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm)
 
@@ -65,7 +66,7 @@ def squared(model: nn.Module, batches: Iterable[Batch], rows: Rows = true_label,
         return found
 
     with measuring(model):
-        for x, y in _chunks(batches, params, budget):
+        for x, y in _chunks(model, batches, params, budget):
             count += len(y)
             for name, part in vmap(squares)(x, y).items():
                 totals[name] += part.sum(0)
@@ -182,7 +183,7 @@ def _gradients(model: nn.Module, batches: Iterable[Batch], budget: int | None = 
         logits, pull = vjp(lambda p: functional_call(model, (p, buffers), (x[None],))[0], params)
         return pull(loss_slope(logits, y))[0]
 
-    for x, y in _chunks(batches, params, budget):
+    for x, y in _chunks(model, batches, params, budget):
         yield torch.cat([g.flatten(1) for g in vmap(gradient)(x, y).values()], 1)
 
 
@@ -265,9 +266,22 @@ def _budget(device: torch.device) -> int:
     return total // 4 if torch.are_deterministic_algorithms_enabled() else free // 2
 
 
-def _chunks(batches: Iterable[Batch], params: Values, budget: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels of as many examples as may have their gradients held at a time."""
-    budget = _budget(next(iter(params.values())).device) if budget is None else budget
-    size = max(1, budget // (COPIES * _bytes(params)))
+def _activations(model: nn.Module, x: Tensor) -> int:
+    """Bytes that a pass of the images keeps for its backward pass, weights left out."""
+    kept, weights = [0], {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def count(value: Tensor) -> Tensor:
+        kept[0] += value.nbytes if value.untyped_storage().data_ptr() not in weights else 0
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        model(x)
+    return kept[0]
+
+
+def _chunks(model: nn.Module, batches: Iterable[Batch], params: Values, budget: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of as many examples as may have their gradients and activations held at a time."""
+    budget, size = _budget(next(iter(params.values())).device) if budget is None else budget, 0
     for batch in batches:
+        size = size or max(1, min(CHUNK, budget // (COPIES * (_bytes(params) + _activations(model, batch.x[:1])))))
         yield from zip(batch.x.split(size), batch.y.split(size), strict=True)
