@@ -20,7 +20,7 @@ from utils import BadInput, Config, Kept, Run, Runtime, hp, read_arrays, say
 
 ASKED = 500  # training images that a bare file is asked about
 PARTS = ("retain", "forget", "val", "test")
-KEPT = Kept(2**28)  # bytes of outputs that an analysis holds: each run's are asked for by its row, its floor, its figures
+KEPT = Kept(2**26)  # bytes of outputs that an analysis holds for the next who asks for those of the same run
 # metric -> (unit, healthy direction, meaning); the README's table
 METRICS = {
     "forget": ("%", "as retrain's", "accuracy on the forget set"),

@@ -156,6 +156,13 @@ def _apart(reference: Row, measure: str) -> float | None:
 
 def _excess(row: Row, reference: Row, measure: str) -> tuple[Paired, tuple[Hashable, ...]] | None:
     """Of one forget set the jackknife over seeds; of several requests the t-test over them, each with its own excess."""
+    known = row.known.get(("excess", measure))
+    if known is None or known[0] is not reference:
+        known = row.known["excess", measure] = reference, _excess_of(row, reference, measure)
+    return known[1]
+
+
+def _excess_of(row: Row, reference: Row, measure: str) -> tuple[Paired, tuple[Hashable, ...]] | None:
     distance, ours, theirs = DISTANCES[measure], _by_request(row), _by_request(reference)
     each: dict[Hashable, tuple[Paired, tuple[Hashable, ...]]] = {}
     for request, there in ours.items():
@@ -236,7 +243,16 @@ def nobody_best(part: list[Row], study: Study, cfg: FilterConfig) -> str:
 
 
 def of_setting(part: list[Row], study: Study, cfg: FilterConfig) -> list[Contrast]:
-    """Every comparison of one setting's rows, for the CSV."""
+    """Every comparison of one setting's rows: for the CSV, and for each of its tables."""
+    known, key = reference_of(part).known, (study.name, cfg)
+    rows, found = known.get(key, ([], []))
+    if len(rows) != len(part) or any(a is not b for a, b in zip(rows, part, strict=True)):
+        found = _of_setting(part, study, cfg)
+        known[key] = list(part), found
+    return found
+
+
+def _of_setting(part: list[Row], study: Study, cfg: FilterConfig) -> list[Contrast]:
     best = None if nobody_best(part, study, cfg) else best_of(part, study.headline)
     distances = (study.headline, MEAN_GAP)
     return [*(c for name in study.measures for c in with_retrain(part, name, cfg)),

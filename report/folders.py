@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ SILENT = ("save_dir", "out", "partial", "columns", "figures", "venue", "html", "
 UNORDERED = ("unlearn", "seed", "features", "space")
 LONGEST = 80  # letters of a folder's name
 ENDING = ".files.json"
+Content = bytes | Callable[[], Iterable[bytes]]  # of a file: all of it, or what gives its pieces, the same each time
 
 
 def folder_of(cfg: Any) -> Path:
@@ -49,7 +50,7 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def keep(folder: Path, study: str, files: Mapping[str, bytes]) -> None:
+def keep(folder: Path, study: str, files: Mapping[str, Content]) -> None:
     """Write all files of a study, then remove those that it wrote there before and does not any more.
 
     Raises:
@@ -62,7 +63,7 @@ def keep(folder: Path, study: str, files: Mapping[str, bytes]) -> None:
     before, new = _listed(folder / f"{study}{ENDING}"), {name: _hash(content) for name, content in files.items()}
     _list(folder, study, before | new)  # one that is killed now leaves no file that nobody knows
     for name, content in files.items():
-        write_atomic(folder / name, lambda file, it=content: file.write(it), "--out")
+        write_atomic(folder / name, lambda file, it=content: file.writelines(_pieces(it)), "--out")
     others = {name for path in folder.glob(f"*{ENDING}") if path.name != f"{study}{ENDING}" for name in _listed(path)}
     for name in before.keys() - new.keys() - others:
         with contextlib.suppress(OSError):  # gone, or not ours to remove
@@ -86,5 +87,12 @@ def _listed(path: Path) -> dict[str, str]:
     return found if plain else {}
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _pieces(content: Content) -> Iterable[bytes]:
+    return (content,) if isinstance(content, bytes) else content()
+
+
+def _hash(content: Content) -> str:
+    found = hashlib.sha256()
+    for piece in _pieces(content):
+        found.update(piece)
+    return found.hexdigest()

@@ -73,8 +73,11 @@ def labels_of(grouped: Iterable[tuple[str, str]],
     keys = [(setting, variant, json.loads(variant)) for setting, variant in grouped]
     called = {variant: names.get(variant, parts[0]) for _, variant, parts in keys}
     words = {variant: set(text.split(" = ")) for variant, text in called.items()}
+    family: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+    for setting, variant, theirs in keys:
+        family.setdefault((setting, theirs[0]), []).append((variant, theirs))
     for setting, variant, (name, cfg, density, rest) in keys:
-        rivals = [theirs for s, v, theirs in keys if s == setting and theirs[0] == name and words[v] & words[variant]]
+        rivals = [theirs for v, theirs in family[setting, name] if words[v] & words[variant]]
         # originals of other seeds may have given retrain other defaults; those are in the setting
         told = [f"{k}={_short(cfg[k])}" for k in cfg if any(r[1].get(k) != cfg[k] for r in rivals)]
         if density is not None:

@@ -5,6 +5,10 @@ All that is needed to find the run, to tell its setting and to join the tables o
 
 from __future__ import annotations
 
+import csv
+import functools
+import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from report.pairs import Pair
@@ -18,19 +22,34 @@ COLUMNS = (
     "run", "digest", "status", "finished", "retrain_run", "original", "commit", "torch", "device", "processor", "threads")
 
 
-def csv_of(table: list[Row]) -> list[list[Any]]:
-    """The head, then the lines; numbers in full. What a record of an older version does not tell is empty."""
+def csv_of(table: list[Row]) -> Iterator[bytes]:
+    """The head, then a piece of text for each run; numbers in full. What a record of an older version does not tell is empty.
+
+    It is 33 kB a run, most of it the same in all lines of one, so that no more than one run's lines are ever held.
+    """
     references = {row.setting: {pair.seed: numbers for pair, numbers in zip(row.pairs, row.each, strict=True)}
                   for row in table if row.is_reference}
-    lines: list[list[Any]] = [list(COLUMNS)]
+    yield f"{_line(COLUMNS)}\r\n".encode()
     for row in table:
         if row.method == FLOOR:
             continue
         for pair, numbers in zip(row.pairs, row.each, strict=True):
             theirs, same = references.get(row.setting, {}).get(pair.seed, {}), facts(row, pair)
-            before, after = same[:COLUMNS.index("metric")], same[COLUMNS.index("metric"):]
-            lines += [[*before, name, value, theirs.get(name), *after] for name, value in numbers.items()]
-    return lines
+            before, after = _line(same[:COLUMNS.index("metric")]), _line(same[COLUMNS.index("metric"):])
+            yield "".join(f"{before},{_quoted(name)},{value},{theirs.get(name, '')},{after}\r\n"
+                          for name, value in numbers.items()).encode()
+
+
+def _line(values: Sequence[Any]) -> str:
+    """Values as the csv module writes them, without the end of the line."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(values)
+    return out.getvalue()
+
+
+@functools.cache
+def _quoted(name: str) -> str:
+    return _line([name])
 
 
 def facts(row: Row, pair: Pair) -> list[Any]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from evaluation import accuracy, separation, statistics, tow
-from evaluation.accuracy import load_outputs, remaining
+from evaluation.accuracy import load_outputs
+from report.answers import answers_of
 from report.pairs import Pair
 from report.settings import machine_of
 from report.variants import computation, needs_scores
@@ -48,19 +48,18 @@ def measures(pair: Pair) -> dict[str, float]:
     if own["MIA"] is not None and ref["MIA"] is not None:
         numbers["ToW-MIA"] = tow.tow_mia(shares(own), shares(ref))
         numbers["Avg. gap"] = tow.average_gap(own, ref)
-    ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
-    counted = {"forget": slice(None), "test": remaining(ours, pair.run.record["whole_classes"])}
-    for part, rows in counted.items():
-        a, b = (torch.from_numpy(outputs[f"{part}_logits"][rows]) for outputs in (ours, theirs))
-        if torch.isfinite(a).all() and torch.isfinite(b).all():
-            numbers[f"disagreement_{part}"] = 100 * tow.disagreement(a, b)
+    ours, theirs = answers_of(pair.run), answers_of(pair.retrain)
+    for part, rows in {"forget": slice(None), "test": ours["counted"]}.items():
+        if all(answers[f"{part}_finite"][rows].all() for answers in (ours, theirs)):
+            differ = ours[f"{part}_predicted"][rows] != theirs[f"{part}_predicted"][rows]
+            numbers[f"disagreement_{part}"] = 100 * float(differ.mean())
     if (distance := margin_distance(ours, theirs)) is not None:
         numbers["KS_forget"] = distance
     spent, scores = pair.run.record["seconds"], pair.run.record.get("scores", {})
     numbers["seconds"] = spent.get("unlearn", 0.0) + spent.get("mask", 0.0)
     numbers["seconds_scores"] = scores["seconds"] if needs_scores(pair.run) else 0.0
     numbers["seconds_total"] = numbers["seconds"] + numbers["seconds_scores"]
-    return numbers | cost(pair) | by_group(pair, ours)
+    return numbers | cost(pair) | by_group(pair)
 
 
 def cost(pair: Pair) -> dict[str, float]:
@@ -88,19 +87,18 @@ def apart(pair: Pair) -> dict[str, float]:
 
 
 def margin_distance(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float | None:
-    """KS_forget of two runs' outputs in percent; None where one is not finite, or where they forget other examples."""
-    there = [outputs["forget_logits"] for outputs in (ours, theirs)]
+    """KS_forget of two runs' answers in percent; None where one is not finite, or where they forget other examples."""
     same = np.array_equal(ours["forget_index"], theirs["forget_index"])
-    if not same or not all(np.isfinite(logits).all() for logits in there):
+    if not same or "margins" not in ours or "margins" not in theirs:
         return None
-    return 100 * separation.margin_distance(*(accuracy.outputs_of(outputs, "forget") for outputs in (ours, theirs)))
+    return 100 * separation.margin_distance(ours["margins"], theirs["margins"])
 
 
-def by_group(pair: Pair, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """acc_<group> and MIA_<group>, in percent, of every group of the forget set; ``outputs`` are the run's."""
+def by_group(pair: Pair) -> dict[str, float]:
+    """acc_<group> and MIA_<group>, in percent, of every group of the forget set."""
     if not pair.groups or pair.metrics["MIA"] is None:  # a model whose outputs are not finite has no attack
         return {}
-    right = outputs["forget_logits"].argmax(1) == outputs["forget_labels"]
+    outputs, right = load_outputs(pair.run.folder), answers_of(pair.run)["forget_right"]
     gone = accuracy.nonmembers(outputs, tuple(pair.run.record["whole_classes"]), pair.attack, pair.seed)
     found: dict[str, float] = {}
     for name, index in pair.groups.items():
@@ -115,23 +113,18 @@ def images_error(pair: Pair) -> dict[str, float]:
 
     Binomial for shares; for ToW the bootstrap over the images of each part, those of the model and of its retrain together.
     """
-    ours, theirs = load_outputs(pair.run.folder), load_outputs(pair.retrain.folder)
-    counted = remaining(ours, pair.run.record["whole_classes"])
+    ours, theirs = answers_of(pair.run), answers_of(pair.retrain)
     changes: dict[str, tuple[int, int, int]] = {}
     found: dict[str, float] = {}
     for part in ("forget", "retain", "val", "test"):
-        if f"{part}_labels" not in ours:
+        if f"{part}_right" not in ours:
             continue
-        rows = counted if part == "test" else slice(None)
-        own, ref = (_right(outputs, part)[rows] for outputs in (ours, theirs))
+        rows = ours["counted"] if part == "test" else slice(None)
+        own = ours[f"{part}_right"][rows]
         found[part] = 100 * statistics.share_error(float(own.mean()), len(own))
         if part != "val":
+            ref = theirs[f"{part}_right"][rows]
             changes[part] = int((own & ~ref).sum()), int((ref & ~own).sum()), int((own == ref).sum())
     if pair.metrics["MIA"] is not None:
-        found["MIA"] = 100 * statistics.share_error(pair.metrics["MIA"] / 100, len(ours["forget_labels"]))
+        found["MIA"] = 100 * statistics.share_error(pair.metrics["MIA"] / 100, len(ours["forget_right"]))
     return found | {"ToW": statistics.tow_error(changes)}
-
-
-def _right(outputs: Mapping[str, np.ndarray], part: str) -> np.ndarray:
-    logits = outputs[f"{part}_logits"]
-    return (np.nan_to_num(logits).argmax(1) == outputs[f"{part}_labels"]) & np.isfinite(logits).all(1)

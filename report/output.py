@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -58,24 +59,30 @@ class Written(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """Tables under one file name, and charts by theirs; no lines of a CSV, no file. notes: for the screen alone."""
+    """Tables under one file name, and charts by theirs; no lines of a CSV, no file;
+    what gives it in pieces, where it is long. notes: for the screen alone."""
 
     name: str
     parts: tuple[Part, ...]
-    csv: list[list[Any]]
+    csv: list[list[Any]] | Callable[[], Iterable[bytes]]
     figures: dict[str, Chart]
     notes: tuple[str, ...] = ()
 
 
-def files_of(table: Extra, venue: str) -> dict[str, bytes]:
+def files_of(table: Extra, venue: str) -> dict[str, folders.Content]:
     """A table and its figures as files."""
-    out = io.StringIO()
-    csv.writer(out).writerows(table.csv)
-    found = {f"{table.name}.csv": out.getvalue().encode()} if table.csv else {}
+    found: dict[str, folders.Content] = {f"{table.name}.csv": table.csv if callable(table.csv) else _lines(table.csv)
+                                         } if table.csv else {}
     found |= {f"{table.name}.{ending}": text.encode() for ending, text in _texts(table)}
     for name, chart in table.figures.items() if venue != draw.NONE else ():
         found |= {f"{name}.{ending}": content for ending, content in draw.files_of(chart, VENUES[venue]).items()}
     return found
+
+
+def _lines(table: list[list[Any]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out).writerows(table)
+    return out.getvalue().encode()
 
 
 def captions_of(extras: Iterable[Extra]) -> bytes:
@@ -150,7 +157,7 @@ def write(cfg: FilterConfig, study: Study, charts_of: Callable[[list[Row], Headi
         each = charts_of(part, told[setting], cfg)
         figures |= {figure if len(settings) == 1 else f"{figure}-{part[0].place.tag}": it for figure, it in each.items()}
     main, *rest = of_study(cfg, study, every)
-    runs = Extra(long.NAME, (), long.csv_of(every), {})
+    runs = Extra(long.NAME, (), functools.partial(long.csv_of, every), {})
     extras = [main._replace(figures=figures), *rest, runs, *(e for make in more for e in make(cfg, table))]
     files = {name: content for extra in extras for name, content in files_of(extra, cfg.venue).items()}
     if cfg.venue != draw.NONE and any(extra.figures for extra in extras):

@@ -275,12 +275,14 @@ def _of_older_form(left_out: list[Saved], shown: list[Saved]) -> list[str]:
 
 def _parts(runs: list[Saved]) -> dict[Path, Groups]:
     """The groups of every run's forget set; of a run without them those of its mates, where all of these have the same."""
-    own = {run.folder: _groups(run) for run in runs}
+    own: dict[Path, Groups] = {}
     known: dict[str, list[Groups]] = {}
     for run in runs:
-        there = known.setdefault(pairing(run), [])
-        if own[run.folder] and not any(_same(own[run.folder], other) for other in there):
-            there.append(own[run.folder])
+        there, groups = known.setdefault(pairing(run), []), _groups(run)
+        same = next((other for other in there if _same(groups, other)), None)
+        own[run.folder] = groups if same is None else same  # held once, however many methods forget them
+        if groups and same is None:
+            there.append(groups)
     alone = {key: there[0] for key, there in known.items() if len(there) == 1}
     return {run.folder: own[run.folder] or alone.get(pairing(run), {}) for run in runs}
 

@@ -70,11 +70,15 @@ def _floor(heading: str, floors: list[Row]) -> Row:
 def spread(table: list[Row], merged: list[Row]) -> list[list[Any]]:
     """A line a method and measure: variance between requests, and within them over seeds, where every request has as many."""
     lines: list[list[Any]] = [["setting", "method", "measure", "requests", "seeds", "between_requests", "over_seeds"]]
+    members: dict[tuple[str, str], list[Row]] = {}
+    for row in table:
+        if row.method != FLOOR:
+            members.setdefault((row.setting, row.variant), []).append(row)
     for row in merged:
         if row.method == FLOOR:
             continue
-        keys = {pair.setting.label for pair in row.pairs}
-        inside = [own for own in table if own.setting in keys and own.variant == row.variant and own.method != FLOOR]
+        keys = dict.fromkeys(pair.setting.label for pair in row.pairs)
+        inside = [own for key in keys for own in members.get((key, row.variant), ())]
         for name in row.values:
             found = statistics.nested([list(own.values[name].values()) for own in inside])
             if found.inner_variance is not None:

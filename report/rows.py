@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from evaluation import statistics, tow
-from evaluation.accuracy import load_outputs
 from evaluation.statistics import Number
+from report.answers import answers_of
 from report.labels import labels_of, shown_names
 from report.measures import domain_of, images_error, margin_distance, measures, shares
 from report.pairs import Pair
@@ -35,6 +35,7 @@ class Row:
     images: measure -> standard error of one model's number from the sample of images alone.
     each: of every run of ``pairs``, all of its numbers, those too that others of the row lack.
     picked: of how many settings this one is the best, and by which measure, where it was picked.
+    known: what was worked out of this row and others, for whoever asks again.
     """
 
     setting: str
@@ -47,6 +48,7 @@ class Row:
     each: list[dict[str, float]] = dataclasses.field(default_factory=list)
     picked: str = ""
     name: str = ""
+    known: dict[Any, Any] = dataclasses.field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def place(self) -> Setting:
@@ -110,9 +112,11 @@ def rows(found: list[Pair], level: float = statistics.LEVEL) -> list[Row]:
     names = shown_names(found)  # of all settings, so that plans have the same numbers in all
     grouped = by_variant(found)
     labels = labels_of(grouped, names)
-    table = [_row(*key, labels[key], names[key[1]], members, level) for key, members in grouped.items()]
-    floors = [floor for row in table if row.is_reference for floor in _floor(row)]
-    return in_order([*table, *floors], "ToW")
+    table = []
+    for key in sorted(grouped, key=lambda key: key[0]):  # setting by setting, so that a retrain is at hand while it is asked
+        row = _row(*key, labels[key], names[key[1]], grouped[key], level)
+        table += [row, *(_floor(row) if row.is_reference else ())]
+    return in_order(table, "ToW")
 
 
 def by_variant(found: Iterable[Pair]) -> dict[tuple[str, str], list[Pair]]:
@@ -181,8 +185,8 @@ def _floor(reference: Row) -> Iterable[Row]:
     if all(own["MIA"] is not None for own in metrics):
         found["ToW-MIA"] = tow.noise_floor([shares(own) for own in metrics], tow.tow_mia)
         found[MEAN_GAP] = tow.noise_floor(metrics, tow.average_gap)
-    outputs = [load_outputs(pair.run.folder) for pair in reference.pairs]
-    apart = [margin_distance(*both) for both in itertools.combinations(outputs, 2)]
+    answers = [answers_of(pair.run) for pair in reference.pairs]
+    apart = [margin_distance(*both) for both in itertools.combinations(answers, 2)]
     if None not in apart:
         found["KS_forget"] = apart
     numbers = {name: Number(float(np.mean(values)), (min(values), max(values)) if len(values) > 1 else None, len(values))

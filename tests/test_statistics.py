@@ -331,3 +331,14 @@ def test_error_of_tow_from_the_images_is_that_of_drawing_them() -> None:
         drawn.append(product)
     assert statistics.tow_error(counts) == pytest.approx(np.std(drawn), rel=0.08)
     assert statistics.tow_error({"forget": (0, 0, 40)}) == 0.0
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 0), (0, 3, 2), (1, 2, 4), (6, 0, 1), (3, 3, 0), (1, 1, 300), (40, 9, 500)])
+def test_moments_of_the_distance_are_those_of_every_draw_there_is(counts: tuple[int, int, int]) -> None:
+    n, shares = sum(counts), np.array(counts) / sum(counts)
+    a = np.arange(n + 1)
+    a, b = (side.ravel() for side in np.meshgrid(a, a))
+    a, b = a[a + b <= n], b[a + b <= n]
+    law = stats.multinomial.pmf(np.stack([a, b, n - a - b], 1), n, shares)
+    apart = np.abs(a - b) / n
+    assert statistics._moments_of_distance(*counts) == pytest.approx((law @ apart, law @ apart**2), rel=1e-9)
