@@ -3,7 +3,7 @@ VENV := .venv
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-sparse demo-privacy test test-browser bench lint tables clean
+.PHONY: demo demo-sparse demo-privacy test test-browser bench calibrate lint tables clean
 
 demo: $(VENV)/.ready
 	$(RUN) scripts/demo.py
@@ -25,6 +25,10 @@ test-browser: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks --append
+
+# what is fastest on this machine, for later runs to read; on a quiet machine
+calibrate: $(VENV)/.ready
+	$(RUN) main_calibrate.py
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

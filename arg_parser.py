@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import calibration
 import commands
 import dataset
 import groups as grouping
@@ -105,7 +106,8 @@ def parse(stage: str, argv: Sequence[str], parser: argparse.ArgumentParser | Non
     for flag, why in idle.items():
         say(f"notice: --{flag} has no effect: {why}")
     if "rt" in configs:
-        configs["rt"] = configs["rt"].resolved()
+        network = calibration.network_of(configs["model"], configs["data"].dataset)
+        configs["rt"] = calibration.settled(configs["rt"], network)
     args = SimpleNamespace(**configs, stage=stage, original=parent, entry=chosen)
     args.settings = {k: v for k, v in configs.items() if k not in ("run", "parent", "setup")}
     if "data" in groups:

@@ -23,7 +23,7 @@ from utils import Runtime
 
 
 class Batch(NamedTuple):
-    """x: float [B, C, H, W] in [0, 1], channels last; y: int64 [B]; index: int64 [B] into the data set's images."""
+    """x: float [B, C, H, W] in [0, 1], as the runtime's layout; y: int64 [B]; index: int64 [B] into the data set's images."""
 
     x: Tensor
     y: Tensor
@@ -37,7 +37,7 @@ class Images:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, source: Source, rt: Runtime, fine: np.ndarray | None = None) -> None:
-        self.device, self.fine, self.eval_batch = rt.device, fine, rt.eval_batch
+        self.device, self.fine, self.eval_batch, self.layout = rt.device, fine, rt.eval_batch, rt.layout
         self.pad, self.flip, self.tally = source.pad, source.flip, rt.tally
         resident = not rt.cuda or x.nbytes * 4.5 < torch.cuda.mem_get_info(rt.device)[0] * 0.6
         self.home = rt.device if resident else torch.device("cpu")
@@ -47,11 +47,15 @@ class Images:
     def batch(self, index: Tensor, augment: torch.Generator | None) -> Tensor:
         """The images of an index as float [B, C, H, W] in [0, 1]; with a generator, randomly cropped and flipped."""
         if augment is None:
-            return self.x[index].permute(0, 3, 1, 2) / 255
+            return self._laid_out(self.x[index])
         windows, draw = self.windows(), {"generator": augment, "device": self.home}
         dy, dx = torch.randint(2 * self.pad + 1, (2, len(index)), **draw)
         mirrored = torch.randint(len(windows), (len(index),), **draw)
-        return windows[mirrored, index, dy, dx].permute(0, 3, 1, 2) / 255
+        return self._laid_out(windows[mirrored, index, dy, dx])
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """float [B, C, H, W] in [0, 1] of uint8 [B, H, W, C]; channels last is how they lie already."""
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) / 255
 
     def replaced(self, x: Tensor, y: Tensor) -> Images:
         """The same with other pixels and labels (of the same shapes), which stay where they are."""
@@ -134,7 +138,7 @@ class Loader:
 
     def _from_host(self) -> Iterator[Batch]:
         for batch in self._batches():
-            x = batch.x.contiguous(memory_format=torch.channels_last).pin_memory()
+            x = batch.x.contiguous(memory_format=self.images.layout).pin_memory()
             yield Batch(*(t.to(self.images.device, non_blocking=True) for t in (x, batch.y, batch.index)))
 
 

@@ -158,7 +158,7 @@ def _differing(stage: str, groups: Groups, typed: dict[str, Any], parent: models
         made = config(**settled[group])
         if isinstance(made, RuntimeConfig):
             with contextlib.suppress(BadInput):  # another machine's device
-                made = made.resolved()
+                made = made.unmeasured()
         for field in dataclasses.fields(config):
             value, ours = recorded.get(group, {}).get(field.name), getattr(made, field.name)
             asked = names is None or field.name in names

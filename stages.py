@@ -12,6 +12,7 @@ import models
 import trainer
 import unlearn
 from attack.backdoor import PlantConfig, TrojanConfig
+from calibration import CalibrateConfig
 from evaluation.accuracy import EvaluationConfig
 from memorization import SCORES
 from pruner.mask import SaliencyMaskConfig
@@ -113,6 +114,7 @@ STAGES: dict[str, tuple[str, dict[str, type[Config]]]] = {
     "backdoor": ("main_backdoor.py", {**BASE, "parent": TrojanConfig, "plant": PlantConfig, "method": MethodConfig,
                                        "mask": CleanseMaskConfig, **TAIL}),
     "memorization": ("main_memorization.py", {**BASE, "parent": ParentConfig, "choice": ScoreConfig, **TAIL}),
+    "calibrate": ("main_calibrate.py", {"cfg": CalibrateConfig}),
     "analysis": ("analysis.py", {"setup": SetupConfig, "cfg": AnalysisConfig}),
     "analysis_mia": ("analysis_mia.py", {"setup": SetupConfig, "cfg": FilterConfig}),
     "analysis_distribution": ("analysis_distribution.py", {"setup": SetupConfig, "cfg": DistributionConfig}),

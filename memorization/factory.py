@@ -145,7 +145,8 @@ def _saved(pool: Pool, trained: Iterator[Trained]) -> Iterator[float]:
 
 
 def _spread(pool: Pool, numbers: list[int], workers: int, gpus: int) -> Iterator[Any]:
-    order = Order(str(pool.save_dir), pool.cfg, pool.data_config, pool.setup.model, pool.rt.cfg, pool.digest)
+    order = Order(str(pool.save_dir), pool.cfg, pool.data_config, pool.setup.model,
+                  dataclasses.replace(pool.rt.cfg, threads=1), pool.digest)
     return engines.spread(_in_process, order, numbers, _places(workers, gpus))
 
 

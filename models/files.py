@@ -92,7 +92,7 @@ def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | Non
                       input_size=cfg.input_size)
     if cfg.pretrained is not None:
         start_from(model, Path(cfg.pretrained))
-    model = model.to(rt.device, memory_format=torch.channels_last)
+    model = model.to(rt.device, memory_format=rt.layout)
     apply_mask(model, mask or {})
     return model
 
@@ -171,7 +171,7 @@ def load_file(path: Path, cfg: ModelConfig, data: Any, rt: Runtime) -> Loaded:
         theirs = ", ".join(f"--{name} {','.join(f'{x:.4g}' for x in values)}"
                            for name, values in zip(("mean", "std"), _normalisation(model), strict=True))
         raise BadInput(f"{path} has a normalisation of its own ({theirs}); leave --mean, --std and --normalize away")
-    model = model.to(rt.device, memory_format=torch.channels_last)
+    model = model.to(rt.device, memory_format=rt.layout)
     return Loaded(model, None if mask is None else {name: part.to(rt.device) for name, part in mask.items()}, own)
 
 

@@ -59,7 +59,7 @@ def retrain_command(run: Saved, save_dir: str) -> str:
 def _machine(parent: Mapping[str, Any]) -> list[str]:
     """Flags without which the retrain would be computed otherwise than its original was, on this machine."""
     with contextlib.suppress(BadInput):
-        here = RuntimeConfig().resolved()
+        here = RuntimeConfig().unmeasured()
         setup = parent.get("setup") or {}
         return [word for name in MACHINE if name in setup and setup[name] != getattr(here, name)
                 for word in flag_words(name, setup[name])]

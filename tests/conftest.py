@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ assert mia.FITS == 10
 mia.FITS = 2  # logistic regressions, which the metrics of every run wait for; settings take the number when they are made
 
 from unlearn import METHODS  # noqa: E402
-from utils import Config, Runtime, RuntimeConfig, Saved  # noqa: E402
+from utils import Config, Runtime, RuntimeConfig, Saved, machine  # noqa: E402
 
 torch.set_num_threads(1)
 assert style.PDF_FONTS == 42, "publishers refuse other fonts"
@@ -115,6 +116,16 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """The same names and bit-identical values."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_unknown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was measured on this machine is not what the tests know of it, nor do they add to it."""
+    folder = tmp_path_factory.mktemp("cache") / "unwritten"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(machine.PLACE, str(folder))
+        yield
+    assert not folder.exists(), "a test that measures needs a place of its own"
 
 
 @pytest.fixture(scope="session")

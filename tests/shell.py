@@ -20,6 +20,7 @@ import analysis_distribution
 import analysis_mia
 import generate_mask
 import main_backdoor
+import main_calibrate
 import main_forget
 import main_imp
 import main_memorization
@@ -33,7 +34,7 @@ from utils import Saved, find_runs
 STAGES = {"main_train.py": main_train, "main_imp.py": main_imp, "main_synflow.py": main_synflow,
           "generate_mask.py": generate_mask, "main_forget.py": main_forget,
           "main_random.py": main_random, "main_rum.py": main_rum, "main_backdoor.py": main_backdoor,
-          "main_memorization.py": main_memorization,
+          "main_memorization.py": main_memorization, "main_calibrate.py": main_calibrate,
           "analysis.py": analysis, "analysis_mia.py": analysis_mia, "analysis_distribution.py": analysis_distribution}
 QUIET = ["--device", "cpu", "--no_progress"]
 THREE = ["--dataset", "digits", "--arch", "resnet8s", "--classes", "0-2", "--batch_size", "64"]
@@ -42,8 +43,9 @@ FORGET = ["--num_indexes_to_replace", "20"]
 
 def call(stage: str, *words: Any, save_dir: Path) -> None:
     """A main of this process, as if from the shell; stages that compute are kept on the CPU."""
-    quiet = [] if stage.startswith("analysis") else QUIET
-    STAGES[stage].main([*quiet, "--save_dir", str(save_dir), *map(str, words)])
+    quiet = [] if stage.startswith(("analysis", "main_calibrate")) else QUIET
+    place = [] if stage == "main_calibrate.py" else ["--save_dir", str(save_dir)]  # which has one of its own
+    STAGES[stage].main([*quiet, *place, *map(str, words)])
 
 
 def train(save_dir: Path, seed: int = 1, *words: Any) -> Saved:

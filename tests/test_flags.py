@@ -16,7 +16,7 @@ import arg_parser
 import stages
 from pruner.plan import Plan, PruneConfig
 from unlearn import METHODS
-from utils import BadInput, Config, Saved
+from utils import BadInput, Config, Saved, machine
 
 # read by arg_parser, from what was typed, before there is an object
 BEFORE = {"protocol", "checkpoint", "lr", "epochs", "sparsity", "unlearn", "score"}
@@ -92,7 +92,7 @@ def test_every_flag_changes_its_setting(stage: str, bare: Path) -> None:
             else:
                 assert getattr(vars(after)[group], field.name) == value, flag
             tried += 1
-    assert tried >= (10 if "analysis" in stage else 20)
+    assert tried >= {"analysis": 10, "calibrate": 3}.get(stage.partition("_")[0], 20)
 
 
 class Readings:
@@ -129,6 +129,7 @@ def toy(stage: str, name: str, original: Saved, library: Path, tmp_path: Path) -
                         "--trigger_margin", 1],
            "rum": ["--unlearn", "NG", "--unlearn_epochs", 1, "--shuffle"], "random": ["--unlearn", "RL", "--unlearn_epochs", 1],
            "memorization": ["--score", name or "memorization"],
+           "calibrate": ["--arch", "resnet8s", "--image_size", 8, "--budget", 0.01],
            "analysis_distribution": ["--unlearn", "FT", "--tsne_points", 30]}
     words = own.get(stage, ["--unlearn", name or "FT"] if stage == "forget" else [])
     if stage == "memorization" and not name:
@@ -153,6 +154,7 @@ def test_every_setting_is_read_by_its_stage(
     if "method" in groups or "choice" in groups:
         groups, _ = stages.chosen(stage, name or {"random": "RL", "rum": "NG", "memorization": "memorization"}.get(stage, "FT"))
     analysis = stage.startswith("analysis")
+    monkeypatch.setenv(machine.PLACE, str(tmp_path / "cache"))
     readings = Readings(monkeypatch)
     apart = ["--out", tmp_path / "out"] if analysis else []
     apart += ["--html", tmp_path / "page.html"] if "html" in stages.flags_of(stage) else []

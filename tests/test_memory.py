@@ -23,7 +23,7 @@ MIB = 2**18  # float32 numbers
 
 
 def steps_of_large_tensors(order: None) -> Callable[[int], Any]:
-    """What a pool's process does in the next test: ten steps whose activations are above glibc's 32 MiB.
+    """What a pool's process does in the next test: some steps whose activations are above glibc's 32 MiB.
 
     Returns:
         number -> (page faults of each step, what the weights became, the record's word); number 0 keeps memory.
@@ -34,7 +34,7 @@ def steps_of_large_tensors(order: None) -> Callable[[int], Any]:
         x = torch.rand(2200, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         batch = Batch(x, torch.arange(2200) % 3, torch.arange(2200))
         opt = Descent(model, ScheduleConfig(), lr=0.05, epochs=1, rt=rt, purpose="test")
-        for _ in range(12):
+        for _ in range(9):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             opt.epoch([batch], cross_entropy)
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -13,6 +13,7 @@ import pytest
 import arg_parser
 import models
 import sources
+from utils import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,7 +34,7 @@ COMMANDS = {name: commands_of(text) for name, text in PAGES.items()}
 STAGE_OF = {prog: stage for stage, (prog, _) in arg_parser.STAGES.items()}
 TOY = {"dataset": "digits", "arch": "resnet8s", "epochs": "1", "unlearn_epochs": "1", "num_indexes_to_replace": "24",
        "batch_size": "256", "msteps": "1", "models": "20", "pool_epochs": "1", "ft_epochs": "1",
-       "tsne_points": "30", "over_epochs": "1", "replay_epochs": "1"}
+       "tsne_points": "30", "over_epochs": "1", "replay_epochs": "1", "image_size": "8"}
 SETUP = ["--dataset", "digits", "--ood_classes", "8,9"]
 MADE = {"README.md": ("ToW-MIA", {"tow.csv", "tow.md", "tow.png", "tow.pdf", "accuracy.png", "margins.png", "cost.png",
                                   "tow_mia.csv", "mia.png"}),
@@ -96,6 +97,7 @@ def toy(words: list[str]) -> list[str]:
 def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(machine.PLACE, str(tmp_path / "cache"))
     monkeypatch.setattr("report.output.FIGURED", 3)  # figures where there are few settings, as in the first analyses
     whole = sources.load("digits", tmp_path, download=False)
     parts = {"x_train": whole.x_train[:500], "y_train": whole.y_train[:500], "x_test": whole.x_test[:120],
@@ -109,6 +111,7 @@ def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.Monkey
             continue
         main = importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main
         quiet = [] if words[1].startswith(("analysis", "scripts/")) else ["--no_progress", "--device", "cpu"]
+        quiet = ["--device", "cpu", "--budget", "0.01"] if words[1] == "main_calibrate.py" else quiet
         main([*words[2:], *quiet])
     said = capsys.readouterr().out
     assert "| retrain" in said and MADE[page][0] in said

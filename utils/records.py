@@ -44,7 +44,7 @@ FORM: dict[Any, Any] = {
                  "file?": MAYBE_TEXT},
     "layers?": {...: [(int,)]}, "remaining?": NUMBER, "rounds?": [{...: VALUE, "metrics": METRICS, "remaining": NUMBER}],
     "models?": (int,), "polarity?": (int,), "figures?": [TEXT], "spearman?": MAYBE_NUMBER, "compared?": (int,),
-    "processor?": TEXT, "threads?": (int,), "allocator?": TEXT, "peak_memory_of?": TEXT,
+    "processor?": TEXT, "threads?": (int,), "allocator?": TEXT, "chosen?": {...: VALUE}, "peak_memory_of?": TEXT,
     "device?": TEXT, "peak_memory_mib?": NUMBER, "torch?": TEXT, "numpy?": TEXT, "retain_size?": (int,),
 }
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
-import platform
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils import memory, seeds
+from utils import machine, memory, seeds
+from utils.machine import processor
 from utils.settings import Config, hp
 from utils.words import BadInput
 
@@ -27,12 +27,21 @@ class RuntimeConfig(Config):
     """How a stage computes."""
     seed: int = hp(1, "initialisation and batch order; 0 is a seed like any other", low=0)
     device: str = hp("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    precision: str = hp("auto", "auto: bf16 where the GPU has it, else fp32", choices=("auto", "fp32", "bf16"))
+    precision: str = hp("auto", "auto: bf16 where the GPU has it, or where the CPU has it and trains faster with it, else "
+                        "fp32", choices=("auto", "fp32", "bf16"))
     compile: str = hp("off", "torch.compile of the model in training",
                       choices=("off", "default", "reduce-overhead", "max-autotune"))
     deterministic: bool = hp(False, "bit-reproducible kernels, slower on a GPU; a CPU run always is")
     progress: bool = hp(True, "show progress bars", digest=False)
     keep_memory: bool = hp(True, "have glibc keep the memory of a step for the next one; faster on a CPU", digest=False)
+    eval_batch: int | None = hp(None, "images at once where nothing is trained (default: as calibrated, else 128 on a CPU, "
+                                "1024 on a GPU)", low=1, digest=False)
+    threads: int | None = hp(None, "threads on a CPU (default: as calibrated here, else one for each core)", low=1,
+                             digest=False)
+    layout: str = hp("auto", "how images and maps lie in memory; auto: as calibrated here, else channels_last",
+                     choices=("auto", *machine.LAYOUTS), digest=False)
+
+    chosen: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # of one by ``measured``: what was not typed, for the record
 
     def resolved(self) -> RuntimeConfig:
         """The same with ``auto`` replaced by what this machine has."""
@@ -40,10 +49,24 @@ class RuntimeConfig(Config):
         if self.device == "cuda" and not has_cuda:
             raise BadInput("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
         device = "cuda" if has_cuda and self.device != "cpu" else "cpu"
-        # emulated bf16 is 12-20 times slower than fp32 (measured on a CPU), so nobody gets that unasked
+        # of a CPU it is measured for each network (``calibration``); emulated bf16 nobody gets unasked
         fits = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = ("bf16" if fits else "fp32") if self.precision == "auto" else self.precision
-        return dataclasses.replace(self, device=device, precision=precision)
+        layout = "channels_last" if self.layout == "auto" else self.layout
+        return self.measured(self.chosen, device=device, precision=precision, layout=layout,
+                             eval_batch=self.eval_batch or EVAL_BATCH[device])
+
+    def measured(self, chosen: Mapping[str, Any], **values: Any) -> RuntimeConfig:
+        """The same with other values, of which ``chosen`` tells the record where they come from."""
+        made = dataclasses.replace(self, **values)
+        object.__setattr__(made, "chosen", chosen)
+        return made
+
+    def unmeasured(self) -> RuntimeConfig:
+        """As ``resolved``, but for a precision that is to be measured: what a command line without it says."""
+        found = self.resolved()
+        is_open = found.device == "cpu" and machine.native_bf16()
+        return dataclasses.replace(found, precision=self.precision) if is_open else found
 
 
 @dataclasses.dataclass
@@ -54,8 +77,11 @@ class Tally:
 
 
 class Runtime:
-    """Device, precision and random streams of one run; of the global state only the CUDA kernels' choice and what
-    becomes of freed memory are set.
+    """Device, precision and random streams of one run.
+
+    Of the global state only the CUDA kernels' choice, what becomes of freed memory and, where asked for, threads are set.
+
+    eval_batch: images at once where nothing is trained. layout: of images and of a network's maps in memory.
     """
 
     def __init__(self, cfg: RuntimeConfig) -> None:
@@ -71,17 +97,14 @@ class Runtime:
             torch.cuda.reset_peak_memory_stats(self.device)
         if cfg.keep_memory:
             memory.keep_memory()
+        _set_threads(cfg.threads)
+        self.eval_batch, self.layout = cfg.eval_batch, machine.LAYOUTS[cfg.layout]
         self.tally = Tally()
         self._streams: dict[str, torch.Generator] = {}
         self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
-
-    @property
-    def eval_batch(self) -> int:
-        """Images at once where nothing is trained."""
-        return EVAL_BATCH[self.cfg.device]
 
     def seed_of(self, purpose: str) -> int:
         """An independent seed below 2^64 for each purpose of the run's seed."""
@@ -114,20 +137,23 @@ class Runtime:
         """What the record says of the machine; peak memory in MiB, of the run where that can be told from the process's."""
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
         peak = (CARDS if self.cuda else memory.HOST).value()
+        chosen = {"chosen": dict(self.cfg.chosen)} if self.cfg.chosen else {}
         of = "run" if self.cuda or memory.is_of_run() else "process"
         held = {} if peak is None else {"peak_memory_mib": round(peak, 1), "peak_memory_of": of}
-        return {"device": name, **held, "allocator": memory.allocator(), "processor": processor(),
+        return {"device": name, **held, **chosen, "allocator": memory.allocator(), "processor": processor(),
                 "threads": torch.get_num_threads(), "torch": torch.__version__, "numpy": np.__version__}
 
 
-@functools.cache
-def processor() -> str:
-    """The name that the processor gives itself, else its kind."""
-    with contextlib.suppress(OSError, UnicodeDecodeError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
+_threads_set = False
+
+
+def _set_threads(count: int | None) -> None:
+    """None is as torch began, which only matters where an earlier run of this process was told otherwise."""
+    global _threads_set
+    before = machine.threads()
+    if count is not None or _threads_set:
+        torch.set_num_threads(count or before)
+        _threads_set = count is not None
 
 
 def _of_cards() -> float:
