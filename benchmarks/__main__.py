@@ -23,7 +23,7 @@ import torch
 from benchmarks import evaluating, pool, processes, pruning, results, second_order, training  # noqa: F401 (they add their rows)
 from benchmarks.harness import ROWS, Context, Line, Row, Skipped, measure, once
 from utils import BadInput, Runtime, RuntimeConfig, say
-from utils.signals import exit_code
+from utils.signals import exit_code, terminable
 from utils.words import as_line, put
 
 
@@ -94,16 +94,22 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 2 and one line for what the user can put right."""
     args = parsed(argv)
     try:
-        if args.side is not None:
-            with context(args) as c:
-                return say(str(once(ROWS[args.what[0]], c, args.case, args.side)))
-        run(args)
+        with terminable():
+            _main(args)
     except BadInput as error:
         put(f"{as_line(f'error: {error}')}\n", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         say("stopped; what was measured before is kept" if args.append else "stopped")
         sys.exit(exit_code(stop))
+
+
+def _main(args: argparse.Namespace) -> None:
+    if args.side is None:
+        run(args)
+        return
+    with context(args) as c:
+        say(str(once(ROWS[args.what[0]], c, args.case, args.side)))
 
 
 if __name__ == "__main__":

@@ -79,18 +79,18 @@ def table(lines: Iterable[Line]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def put(text: str, head: Head, body: str) -> str:
-    """The file with this run's table in its machine's section, in place of the same run's earlier one."""
-    block = f"{head.title}\n\n{body}"
-    if head.title in text:
-        start = text.index(head.title)
+def put(text: str, section: str, title: str, body: str) -> str:
+    """The file with this run's text in its machine's section, in place of the same run's earlier one."""
+    block = f"{title}\n\n{body}"
+    if title in text:
+        start = text.index(title)
         rest = re.search(r"^#{2,3} ", text[start + 4 :], re.M)
         after = text[start + 4 + rest.start() :] if rest else ""
         return text[:start] + block + ("\n" + after if after else "")
     lines = text.splitlines(keepends=True)
-    if head.section + "\n" not in lines:
-        return f"{text.rstrip()}\n\n{head.section}\n\n{block}"
-    at = lines.index(head.section + "\n") + 1
+    if section + "\n" not in lines:
+        return f"{text.rstrip()}\n\n{section}\n\n{block}"
+    at = lines.index(section + "\n") + 1
     end = next((place for place in range(at, len(lines)) if lines[place].startswith("## ")), len(lines))
     before, after = "".join(lines[:end]).rstrip(), "".join(lines[end:])
     return f"{before}\n\n{block}" + (f"\n{after}" if after else "")
@@ -98,8 +98,12 @@ def put(text: str, head: Head, body: str) -> str:
 
 def append(head: Head, lines: Iterable[Line], path: Path = PLACE) -> None:
     """Write what there is so far; whole or not at all, so that an interrupted run keeps what is done."""
+    put_file(path, head.section, head.title, table(lines))
+
+
+def put_file(path: Path, section: str, title: str, body: str) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    write_atomic(path, lambda file: file.write(put(text, head, table(lines)).encode()), "--out")
+    write_atomic(path, lambda file: file.write(put(text, section, title, body).encode()), "--out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,7 +203,7 @@ def test_goals_are_held_against_the_last_line_of_their_very_name() -> None:
              of(recursion, 3.5, **{"relative difference": 1e-5}),
              of(f"{recursion}, one thread", 1.2, **{"relative difference": 0.1}),
              of("epoch resnet20s, batches of 256", 1.25), of("--help", 0.9, base="import torch")]
-    found = goals.table(results.read(results.put("", head, results.table(lines)))).splitlines()
+    found = goals.table(results.read(results.put("", head.section, head.title, results.table(lines)))).splitlines()
     met = {row.split(" | ")[1]: row.strip("| ").split(" | ")[-1] for row in found[2:]}
     assert met["loader with crop and flip, CPU"] == "yes" and met["loader for evaluation, CPU"] == "NO"
     assert met["influence recursion, one thread, CPU"] == "NO" and met["the same on all threads"] == "yes"
