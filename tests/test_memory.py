@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import quiet_runtime, tiny_net
 
+import trainer
 from dataset import Batch
 from memorization.engines import spread
-from trainer import Descent, ScheduleConfig, cross_entropy
+from trainer import Descent, ScheduleConfig, cross_entropy, resumable
 from utils import Run, RunConfig, Runtime, RuntimeConfig, memory
 
 MIB = 2**18  # float32 numbers
@@ -187,3 +188,16 @@ def test_peaks_follow_a_written_out_timeline() -> None:
     peak.end()
     peak.begin()
     assert peak.value() == 3
+
+
+def test_a_state_is_written_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten epochs of 25 seconds by a clock of the test, between two epochs each: after the third, sixth and ninth."""
+    now, saved = [0.0], []
+    rt = quiet_runtime()
+    opt = Descent(tiny_net(rt), ScheduleConfig(), lr=0.05, epochs=10, rt=rt, purpose="test")
+    monkeypatch.setattr(Run, "save_state", lambda self, epoch, **_: saved.append(epoch))
+    with run_of(tmp_path, 0) as run, monkeypatch.context() as patch:
+        patch.setattr(trainer.time, "perf_counter", lambda: now[0])
+        for _ in resumable(10, opt, rt, run):
+            now[0] += 25.0
+    assert saved == [3, 6, 9]
