@@ -42,7 +42,12 @@ class Images:
         resident = not rt.cuda or x.nbytes * 4.5 < torch.cuda.mem_get_info(rt.device)[0] * 0.6
         self.home = rt.device if resident else torch.device("cpu")
         self.x, self.y = torch.from_numpy(x).to(self.home), torch.from_numpy(y).to(self.home)
-        self._windows: Tensor | None = None
+        self._windows: list[Tensor] = []
+
+    @property
+    def nbytes(self) -> int:
+        """What pixels, labels and windows hold in memory; every window is a view of one padded copy."""
+        return self.x.nbytes + self.y.nbytes + sum(view.untyped_storage().nbytes() for view in self._windows)
 
     def batch(self, index: Tensor, augment: torch.Generator | None) -> Tensor:
         """The images of an index as float [B, C, H, W] in [0, 1]; with a generator, randomly cropped and flipped."""
@@ -60,7 +65,13 @@ class Images:
     def replaced(self, x: Tensor, y: Tensor) -> Images:
         """The same with other pixels and labels (of the same shapes), which stay where they are."""
         other = copy.copy(self)
-        other.x, other.y, other._windows = x, y, None
+        other.x, other.y, other._windows = x, y, []
+        return other
+
+    def lent(self, rt: Runtime) -> Images:
+        """The same pixels, labels and windows to another run of this process, which writes into none of them."""
+        other = copy.copy(self)
+        other.tally, other.eval_batch = rt.tally, rt.eval_batch
         return other
 
     def windows(self) -> Tensor:
@@ -69,14 +80,14 @@ class Images:
         The view is of a zero-padded copy, and of a mirrored one where the data set flips: for CIFAR-10 another 480 MB,
         for two and a half times the batches a second of flipping each batch.
         """
-        if self._windows is None:
+        if not self._windows:
             (n, h, w, c), p = self.x.shape, self.pad
             padded = torch.nn.functional.pad(self.x, (0, 0, p, p, p, p))
             padded = torch.stack([padded, padded.flip(2)] if self.flip else [padded])
             f, i, row, col, _ = padded.stride()
             shape, stride = (len(padded), n, 2 * p + 1, 2 * p + 1, h, w, c), (f, i, row, col, row, col, 1)
-            self._windows = padded.as_strided(shape, stride)
-        return self._windows
+            self._windows.append(padded.as_strided(shape, stride))
+        return self._windows[0]
 
 
 class Loader:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from batches import Batch, Images, Loader, ahead, forever
 from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
 from sources.kept import ClassList, ClassNumbers, Part, keep, parse_classes
 from sources.labels import first_of_each, mislabel
-from utils import BadInput, Config, Runtime, hp
+from utils import BadInput, Config, Runtime, hp, say
 
 __all__ = ["Batch", "ClassList", "Data", "DataConfig", "ForgetConfig", "Images", "Loader", "Splits", "ahead", "forever",
            "load", "parse_classes"]
 
 NONE = np.empty(0, np.int64)
+UNCUT = ("data", "download", "batch_size")  # settings that do not decide which images there are, their labels or crops
+SETS, ROOM = 2, 2**31  # data sets, and bytes of them, that a process holds for its next run
 OOD = ("ood", "ood_test")  # parts that no stage trains on, whose labels are classes of the data set
 
 
@@ -237,6 +239,55 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
     source = sources.SOURCES[cfg.dataset]
     if cfg.aug and not (source.pad or source.flip):
         raise BadInput(f"--aug: {cfg.dataset} has no augmentation; leave the flag away or use --no_aug")
+    cut = _cut_once(cfg, rt)
+    if data_key is not None and cut.splits.data_key != data_key:
+        raise BadInput(f"the data differ from those the original was trained on (data_key {cut.splits.data_key}, not "
+                       f"{data_key}): use the same --dataset, --data, --classes, --ood_classes, --ood_subclass, --val_seed, "
+                       "--val_fraction, --train_per_class, --label_noise and --noise_seed")
+    train, test, ood, ood_test = (images and images.lent(rt) for images in cut.images)
+    data = Data(source, train, test, int(cut.outputs.max()) + 1, cut.splits, cfg.batch_size, bool(cfg.aug), cut.outputs, ood,
+                ood_test)
+    return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, thirds))
+
+
+class _Cut(NamedTuple):
+    """A data set as its settings cut it: training, test and left-out images; what every run is told of it."""
+
+    images: tuple[Images, Images, Images | None, Images | None]
+    outputs: np.ndarray
+    splits: Splits
+    remark: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(images.nbytes for images in self.images if images is not None)
+
+
+_CUTS: dict[Any, _Cut] = {}  # of this process, the one asked for last at the end
+
+
+def _cut_once(cfg: DataConfig, rt: Runtime) -> _Cut:
+    """The cut of the settings on the run's device, which the next run of this process finds made.
+
+    It is made anew where a file, a setting or the device is another one. Of others as many stay as there is room for beside
+    it. Nobody writes into what is lent from here: a poisoned copy has pixels and labels of its own.
+    """
+    weighty = tuple(getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.name not in UNCUT)
+    state = sources.state_of(cfg.dataset, Path(cfg.data))
+    cut = _CUTS.pop((state, weighty, rt.device), None)
+    if cut is None:
+        cut = _cut(cfg, rt)
+    elif cut.remark:
+        say(cut.remark)
+    while _CUTS and (len(_CUTS) >= SETS or sum(other.nbytes for other in (*_CUTS.values(), cut)) > ROOM):
+        del _CUTS[next(iter(_CUTS))]
+    if state == sources.state_of(cfg.dataset, Path(cfg.data)):  # no file came or changed while it was read
+        _CUTS[state, weighty, rt.device] = cut
+    return cut
+
+
+def _cut(cfg: DataConfig, rt: Runtime) -> _Cut:
+    source = sources.SOURCES[cfg.dataset]
     arrays = sources.load(cfg.dataset, Path(cfg.data), download=cfg.download, any_size=cfg.any_size)
     kept = keep(arrays, source, cfg.classes, cfg.ood_classes, cfg.ood_subclass)
     x, y, fine = kept.train
@@ -249,16 +300,10 @@ def load(cfg: DataConfig, rt: Runtime, forget: ForgetConfig | None = None, data_
     if len(wrong):
         parts[0] = _key(parts[0] + _hash(y))
     key = _key(json.dumps([*parts, _hash(val)]))
-    if data_key is not None and key != data_key:
-        raise BadInput(f"the data differ from those the original was trained on (data_key {key}, not {data_key}): "
-                       "use the same --dataset, --data, --classes, --ood_classes, --ood_subclass, --val_seed, --val_fraction, "
-                       "--train_per_class, --label_noise and --noise_seed")
     splits = Splits(train, val, train, NONE, (), key, _key(key + _hash(NONE)), *parts, mislabelled=wrong)
-    train, test, ood, ood_test = (part and Images(part.x, part.y, source, rt, part.fine)
-                                  for part in (Part(x, y, fine), kept.test, kept.ood, kept.ood_test))
-    data = Data(source, train, test, int(kept.outputs.max()) + 1, splits, cfg.batch_size, bool(cfg.aug), kept.outputs, ood,
-                ood_test)
-    return data if forget is None else data.forgetting(choose_forget(forget, data.candidates, thirds))
+    found = (Part(x, y, fine), kept.test, kept.ood, kept.ood_test)
+    images = tuple(part and Images(part.x, part.y, source, rt, part.fine) for part in found)
+    return _Cut(images, kept.outputs, splits, arrays.remark)
 
 
 def _key(text: str) -> str:

@@ -83,10 +83,21 @@ def load(name: str, root: Path, *, download: bool = True, any_size: bool = False
         hashes = tuple(about["sha256"]) if about else _hashes(arrays)
         arrays = dataclasses.replace(arrays, hashes=hashes)
         if not any_size and (told := _other_size(arrays, source, str(prepared))):
-            say(f"notice: {told}; --any_size says that this is meant")
+            arrays = dataclasses.replace(arrays, remark=f"notice: {told}; --any_size says that this is meant")
+            say(arrays.remark)
     if source.own_statistics and (len(arrays.x_train), len(arrays.x_test)) == source.counts:
         _compare_statistics(arrays.x_train, source)
     return arrays
+
+
+@_told()
+def state_of(name: str, root: Path) -> tuple[Any, ...]:
+    """What the content of a data set hangs on: its source, its prepared npz and its published files as they lie there now."""
+    source, root = SOURCES[name], Path(root).absolute()
+    prepared = root / f"{name}.npz"
+    about = prepared.stat() if prepared.exists() else None
+    npz = about and (about.st_ino, about.st_size, about.st_mtime_ns)
+    return source, root, npz, listing(source.files(root), root)
 
 
 def _changed(source: Source, root: Path, about: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ class Arrays:
 
     fine_*: int64 [N], the finer label under a coarse one (cifar20: CIFAR-100's), or None. hashes: of the training and the
     test part, all their pixels and labels (``prepared.part_hash``); of what ``sources.load`` gives.
+    remark: what every run that takes them is told.
     """
 
     x_train: np.ndarray
@@ -34,6 +35,7 @@ class Arrays:
     fine_test: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     hashes: tuple[str, str] = ("", "")
+    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def test_parts_have_orders_and_crops_of_their_own(rt: Runtime) -> None:
     for part in ("retain", "forget"):
         index = torch.cat([batch.index for batch in data.loader(part, rt, "unlearn")])
         places[part] = np.searchsorted(data.index(part), index.numpy()).tolist()
-    data.images.x[:], data.images._windows = data.images.x[0].clone(), None
+    data.images.x[:], data.images._windows = data.images.x[0].clone(), []
     for part in ("retain", "forget", "retain again"):
         crops[part] = torch.cat([batch.x for batch in data.loader(part.split()[0], rt, "unlearn")])
     assert sorted(places["retain"]) == sorted(places["forget"]) == list(range(27)) and places["retain"] != places["forget"]
