@@ -23,6 +23,7 @@ from memorization.registry import Job, score
 from utils import BadInput
 
 BLOCK = 256  # test images at a time: 51 MB of influence on CIFAR's 50,000 training images
+AT_ONCE = 256  # models whose masks are numbers to multiply, and not bits of a byte each
 MOST_PAIRS = 50_000_000  # 600 MB in influence.npz
 
 
@@ -113,13 +114,17 @@ def influence(masks: np.ndarray, correct: np.ndarray, block: int = BLOCK,
     """
     count = len(masks)
     _check(masks.sum(0), count)
-    seen = torch.from_numpy(masks).to(device).float()  # counts stay below 2^24, so that float32 sums are exact
-    n_in = seen.sum(0)
+    seen, n_in = torch.from_numpy(masks).to(device), torch.from_numpy(masks.sum(0)).to(device)
     for first in range(0, correct.shape[1], block):
-        right = torch.from_numpy(correct[:, first : first + block]).to(device).float()
-        with_it = right.t() @ seen
+        right = torch.from_numpy(correct[:, first : first + block]).to(device)
+        # counts stay below 2^24, so that float32 sums are exact; a byte becomes four for some models at a time alone
+        with_it = sum(right[models].t().float() @ seen[models].float() for models in _some(count))
         without = right.sum(0)[:, None] - with_it
         yield first, (with_it / n_in - without / (count - n_in)).cpu().numpy()
+
+
+def _some(models: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, models, AT_ONCE)]
 
 
 def prepare_scored(job: Job, cfg: PoolConfig) -> Pool | None:

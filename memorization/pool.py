@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -231,15 +231,23 @@ class Pool:
 
     def masks(self) -> np.ndarray:
         """bool [T, N]: which training images each model saw."""
-        return np.stack([record.mask for record in self.records()])
+        return self._stacked(lambda record: record.mask)
 
     def correct(self, part: str) -> np.ndarray:
         """bool [T, N] or [T, M]: whether each model is right on each image of "train" or "test"."""
-        return np.stack([record.correct[part] for record in self.records()])
+        return self._stacked(lambda record: record.correct[part])
 
     def margins(self, part: str) -> np.ndarray:
         """float16 [T, N] or [T, M]; ``records`` gives them model by model, where that is too much at once."""
-        return np.stack([record.margins[part] for record in self.records()])
+        return self._stacked(lambda record: record.margins[part])
+
+    def _stacked(self, of: Callable[[Record], np.ndarray]) -> np.ndarray:
+        found = np.empty(0)
+        for place, record in enumerate(self.records()):
+            row = of(record)
+            found = np.empty((self.cfg.models, *row.shape), row.dtype) if place == 0 else found
+            found[place] = row
+        return found
 
     def seconds(self) -> float:
         """What training and evaluating the models took, each on its own share of its machine."""

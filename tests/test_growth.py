@@ -1,23 +1,34 @@
-"""What work grows with: an analysis with its records, reading each file once, in a memory that they hardly move."""
+"""What work grows with: an analysis with its records, training with its images, and a pool's memory with nothing.
+
+Images, reads and bytes are counted, which no other process changes; time is asked in one place, by wide bounds.
+"""
 
 from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import itertools
 import json
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import OWN, make_data, quiet_runtime, short_config, tiny_net
 from pretended import pretend, table_of
 
+import trainer
 from evaluation import accuracy
+from memorization import feldman
+from memorization.registry import Job
 from report import answers, contrasts, margins, output
 from report.pairs import AnalysisConfig
+from unlearn import METHODS
 from utils import Kept, read_arrays, records
 
 TIMES = (1, 2, 4)
@@ -146,3 +157,86 @@ def places(value: Any, deep: int = 3) -> list[tuple[str, ...]]:
     if not isinstance(value, dict) or not deep:
         return []
     return [(name, *rest) for name, inner in value.items() for rest in [(), *places(inner, deep - 1)]]
+
+
+# ------------------------------------------------------------------------------------------------ images through a network
+
+
+def work(name: str, retained: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+    """Images that a method reads, images that go through its network, and steps, beside so many images to retain."""
+    rt, method = quiet_runtime(), METHODS[name]
+    data = make_data(rt, 240, method=name)
+    keep = data.splits.retain[:retained]
+    splits = dataclasses.replace(data.splits, retain=keep, train=np.sort(np.concatenate([keep, data.splits.forget])))
+    data, model, through, steps = dataclasses.replace(data, splits=splits), tiny_net(rt), [], []
+    model.conv.register_forward_hook(lambda module, args, output: through.append(len(output)))
+    real = trainer.Descent.__dict__["_step"]
+    monkeypatch.setattr(trainer.Descent, "_step", lambda self, *rest: (steps.append(1), real(self, *rest)))
+    method.apply(model, data, short_config(name), rt)
+    monkeypatch.undo()
+    return rt.tally.images, sum(through), len(steps)
+
+
+def test_methods_that_do_not_read_retain_do_the_same_work_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = [name for name in OWN if "retain" not in METHODS[name].uses]
+    assert len(blind) >= 5, blind
+    done = {name: {work(name, size, monkeypatch) for size in (30, 60, 120)} for name in blind}
+    assert not {name: found for name, found in done.items() if len(found) > 1}
+    assert [name for name, ((read, *_),) in done.items() if not read] == ["raw"]
+
+
+@pytest.mark.parametrize("name", ["retrain", "FT", "NG", "SCRUB", "RL_og", "wfisher", "fisher"])
+def test_methods_that_read_retain_do_work_that_is_linear_in_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, middle, large = (np.array(work(name, size, monkeypatch)) for size in (48, 96, 192))
+    assert (large[0] - middle[0]) == 2 * (middle[0] - small[0]) > 0, "images read"
+    assert (large <= 4 * small).all() and (middle <= 2 * small).all(), (small, middle, large)
+
+
+def test_training_is_linear_in_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image once an epoch, and a step for each batch; nothing is read beside."""
+    for size in (48, 96, 192):
+        read, through, steps = work("retrain", size, monkeypatch)
+        assert (read, through, steps) == (2 * size, 2 * size, 2 * size // 16)
+
+
+# ----------------------------------------------------------------------------------------------------------- pools of models
+
+
+def test_the_memory_of_scores_is_flat_in_the_number_of_models() -> None:
+    """Models come one at a time, and counts of what they are right on are all that stays."""
+    images = 2_000
+
+    def peak(models: int) -> int:
+        tracemalloc.start()
+        found = feldman.score_memorization(Job(*[None] * 5, prepared=FakePool(models, images)), None)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(found["memorization"]) == images
+        return highest
+
+    peak(8)  # imports
+    small, middle, large = map(peak, (8, 32, 128))
+    assert large < 1.05 * small and middle < 1.05 * small, (small, middle, large)
+
+
+def test_influence_is_the_same_for_any_number_of_models_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    masks, right = random.random((23, 40)) < 0.5, random.random((23, 17)) < 0.6
+    whole = np.concatenate([block for _, block in feldman.influence(masks, right, 5)])
+    loop = [[right[masks[:, j], i].mean() - right[~masks[:, j], i].mean() for j in range(40)] for i in range(17)]
+    assert whole == pytest.approx(np.array(loop), abs=1e-6)
+    for some in (1, 4, 22, 23):
+        monkeypatch.setattr(feldman, "AT_ONCE", some)
+        assert np.array_equal(np.concatenate([block for _, block in feldman.influence(masks, right, 5)]), whole)
+
+
+class FakePool:
+    """Models that were right by chance, made when they are asked for."""
+
+    def __init__(self, models: int, images: int) -> None:
+        self.models, self.sizes = models, {"train": images}
+
+    def records(self) -> Iterator[SimpleNamespace]:
+        for number in range(self.models):
+            half, right = np.random.default_rng(number // 2).random((2, self.sizes["train"])) < 0.6
+            yield SimpleNamespace(mask=half if number % 2 else ~half, correct={"train": right}, seconds=1.0)
