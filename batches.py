@@ -6,6 +6,7 @@ operation each. Normalisation is the model's first layer, so batches are in [0, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -21,6 +22,10 @@ from torch import Tensor
 from sources.arrays import Source
 from utils import Runtime
 
+AUGMENTATIONS = ("crop", "alternate")
+ALTERNATE_PAD = 2  # pixels of reflection, as published; fewer where a data set's own crops move by less
+RESIDENT = 0.6  # share of a device's memory that images may take
+
 
 class Batch(NamedTuple):
     """x: float [B, C, H, W] in [0, 1], as the runtime's layout; y: int64 [B]; index: int64 [B] into the data set's images."""
@@ -31,15 +36,24 @@ class Batch(NamedTuple):
 
 
 class Images:
-    """One part of a data set: x uint8 [N, H, W, C], y int64 [N]; on the device, or pinned on the host if too large.
+    """One part of a data set: x uint8 [N, H, W, C], y int64 [N]; on the device, or on the host if too large.
+
+    Which of the two follows from the device's whole memory and never from what is free: a busy neighbour changes nothing.
 
     fine: int64 [N], the sub-class of each image, or None.
+
+    Args:
+        aug: one of ``AUGMENTATIONS``, or none, which needs no room for crops.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, source: Source, rt: Runtime, fine: np.ndarray | None = None) -> None:
+    def __init__(self, x: np.ndarray, y: np.ndarray, source: Source, rt: Runtime, fine: np.ndarray | None = None,
+                 aug: str = "crop") -> None:
         self.device, self.fine, self.eval_batch, self.layout = rt.device, fine, rt.eval_batch, rt.layout
-        self.pad, self.flip, self.tally = source.pad, source.flip, rt.tally
-        resident = not rt.cuda or x.nbytes * 4.5 < torch.cuda.mem_get_info(rt.device)[0] * 0.6
+        self.tally = rt.tally
+        self.reflect, self.flip = aug == "alternate", source.flip
+        self.pad = min(source.pad, ALTERNATE_PAD) if self.reflect else source.pad
+        copies = (1 + self.flip) * (1 + 2 * self.pad / x.shape[1]) * (1 + 2 * self.pad / x.shape[2]) if aug else 0
+        resident = not rt.cuda or x.nbytes * (1 + copies) < torch.cuda.mem_get_info(rt.device)[1] * RESIDENT
         self.home = rt.device if resident else torch.device("cpu")
         self.x, self.y = torch.from_numpy(x).to(self.home), torch.from_numpy(y).to(self.home)
         self._windows: list[Tensor] = []
@@ -49,18 +63,20 @@ class Images:
         """What pixels, labels and windows hold in memory; every window is a view of one padded copy."""
         return self.x.nbytes + self.y.nbytes + sum(view.untyped_storage().nbytes() for view in self._windows)
 
-    def batch(self, index: Tensor, augment: torch.Generator | None) -> Tensor:
-        """The images of an index as float [B, C, H, W] in [0, 1]; with a generator, randomly cropped and flipped."""
-        if augment is None:
-            return self._laid_out(self.x[index])
-        windows, draw = self.windows(), {"generator": augment, "device": self.home}
-        dy, dx = torch.randint(2 * self.pad + 1, (2, len(index)), **draw)
-        mirrored = torch.randint(len(windows), (len(index),), **draw)
-        return self._laid_out(windows[mirrored, index, dy, dx])
+    def batch(self, index: Tensor, crops: Tensor | None) -> Tensor:
+        """The images of an index as float [B, C, H, W] in [0, 1], cropped and mirrored as ``crops`` (int64 [3, B]) say."""
+        return self.scaled(self.pixels(index, crops).to(self.device))
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        """float [B, C, H, W] in [0, 1] of uint8 [B, H, W, C]; channels last is how they lie already."""
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) / 255
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, W, C] as float [B, C, H, W] in [0, 1]; channels last is how they lie already."""
+        return pixels.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) / 255
+
+    def pixels(self, index: Tensor, crops: Tensor | None) -> Tensor:
+        """The same as uint8 [B, H, W, C], where the images are."""
+        if crops is None:
+            return self.x[index]
+        mirrored, dy, dx = crops
+        return self.windows()[mirrored, index, dy, dx]
 
     def replaced(self, x: Tensor, y: Tensor) -> Images:
         """The same with other pixels and labels (of the same shapes), which stay where they are."""
@@ -77,17 +93,66 @@ class Images:
     def windows(self) -> Tensor:
         """Every crop, mirrored or not, as a view [1 or 2, N, 2 pad + 1, 2 pad + 1, H, W, C]: a crop is then one gather.
 
-        The view is of a zero-padded copy, and of a mirrored one where the data set flips: for CIFAR-10 another 480 MB,
-        for two and a half times the batches a second of flipping each batch.
+        The view is of a padded copy (by zeros, or by reflection without the edge), and of a mirrored one where the data set
+        flips: for CIFAR-10 another 480 MB, for two and a half times the batches a second of flipping each batch.
         """
         if not self._windows:
             (n, h, w, c), p = self.x.shape, self.pad
-            padded = torch.nn.functional.pad(self.x, (0, 0, p, p, p, p))
-            padded = torch.stack([padded, padded.flip(2)] if self.flip else [padded])
+            padded = self.x.new_zeros(1 + self.flip, n, h + 2 * p, w + 2 * p, c)  # filled in place: nothing else is as large
+            padded[0, :, p : p + h, p : p + w] = self.x
+            for i in range(1, p + 1) if self.reflect else ():
+                padded[0, :, p - i], padded[0, :, p + h - 1 + i] = padded[0, :, p + i], padded[0, :, p + h - 1 - i]
+            for i in range(1, p + 1) if self.reflect else ():
+                padded[0, :, :, p - i], padded[0, :, :, p + w - 1 + i] = padded[0, :, :, p + i], padded[0, :, :, p + w - 1 - i]
+            if self.flip:
+                for column in range(w + 2 * p):
+                    padded[1, :, :, column] = padded[0, :, :, w + 2 * p - 1 - column]
             f, i, row, col, _ = padded.stride()
             shape, stride = (len(padded), n, 2 * p + 1, 2 * p + 1, h, w, c), (f, i, row, col, row, col, 1)
             self._windows.append(padded.as_strided(shape, stride))
         return self._windows[0]
+
+    def augmentation(self, rt: Runtime, purpose: str) -> Crops:
+        """Crops and mirror images of the purpose's own stream."""
+        stream = rt.generator(f"augment/{purpose}")
+        return Alternating(self, stream, rt, purpose) if self.reflect else Crops(self, stream)
+
+
+class Crops:
+    """Which crop and which mirror image each example of a pass is, drawn for the whole pass at its start, on the CPU.
+
+    So a device of any kind sees the same ones, and a pass that is broken off leaves the stream where a whole one does.
+    """
+
+    def __init__(self, images: Images, stream: torch.Generator) -> None:
+        self.pad, self.flip, self.stream = images.pad, images.flip, stream
+
+    def draw(self, index: Tensor) -> Tensor:
+        """int64 [3, n] on the CPU: mirrored, row and column of the crop, for each of the images of a pass (int64 [n])."""
+        offsets = torch.randint(2 * self.pad + 1, (2, len(index)), generator=self.stream)
+        return torch.cat([self.mirrored(index)[None], offsets])
+
+    def mirrored(self, index: Tensor) -> Tensor:
+        return torch.randint(1 + self.flip, (len(index),), generator=self.stream)
+
+
+class Alternating(Crops):
+    """Each image in one orientation in one pass and in the other in the next; by chance in the first (airbench, 2024).
+
+    Any two passes that follow each other show both orientations of every image, in place of 1.5 on average. An image's
+    orientation is its own: it does not depend on which others are trained on.
+
+    Source: Jordan, arXiv:2404.00498, section 3.6.
+    """
+
+    def __init__(self, images: Images, stream: torch.Generator, rt: Runtime, purpose: str) -> None:
+        super().__init__(images, stream)
+        self.first = torch.from_numpy(np.random.default_rng(rt.seed_of(f"flip/{purpose}")).integers(2, size=len(images.y)))
+        self.passes = rt.counter(f"passes/{purpose}")
+
+    def mirrored(self, index: Tensor) -> Tensor:
+        now = (self.first[index.cpu()] + self.passes.next()) % 2
+        return now if self.flip else torch.zeros_like(now)
 
 
 class Loader:
@@ -97,7 +162,7 @@ class Loader:
     """
 
     def __init__(self, images: Images, index: Tensor, labels: Tensor, batch_size: int,
-                 shuffle: torch.Generator | None = None, augment: torch.Generator | None = None) -> None:
+                 shuffle: torch.Generator | None = None, augment: Crops | None = None) -> None:
         self.images, self.index, self.labels = images, index, labels
         self.batch_size, self.shuffle, self.augment = batch_size, shuffle, augment
 
@@ -134,23 +199,48 @@ class Loader:
         return Loader(self.images, index, labels, self.batch_size, self.shuffle, self.augment)
 
     def __iter__(self) -> Iterator[Batch]:
-        resident = self.images.home == self.images.device
-        for batch in self._batches() if resident else ahead(self._from_host()):
+        pieces = self._pieces()
+        for batch, at in pieces if self.images.home == self.images.device else self._sent(pieces):
             self.images.tally.images += len(batch.index)
-            yield batch
+            yield self._finished(batch, at)
 
-    def _batches(self) -> Iterator[Batch]:
-        index, labels = self.index, self.labels
-        if self.shuffle is not None:
-            order = torch.randperm(self.size, generator=self.shuffle, device=index.device)
-            index, labels = index[order], labels[order]
+    def _order(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a whole pass: places in ``index``, what is there, and crops; drawn on the CPU and moved to the images once."""
+        at = torch.arange(self.size) if self.shuffle is None else torch.randperm(self.size, generator=self.shuffle)
+        at = at.to(self.index.device)
+        index = self.index[at]
+        return at, index, None if self.augment is None else self.augment.draw(index).to(self.index.device)
+
+    def _pieces(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches whose x is uint8 [B, H, W, C] yet, where the images are, and the places [B] of their examples."""
+        at, index, crops = self._order()
+        labels = self.labels[at]
         for start, end in self._cuts():
-            yield Batch(self.images.batch(index[start:end], self.augment), labels[start:end], index[start:end])
+            pixels = self.images.pixels(index[start:end], None if crops is None else crops[:, start:end])
+            yield Batch(pixels, labels[start:end], index[start:end]), at[start:end]
 
-    def _from_host(self) -> Iterator[Batch]:
-        for batch in self._batches():
-            x = batch.x.contiguous(memory_format=self.images.layout).pin_memory()
-            yield Batch(*(t.to(self.images.device, non_blocking=True) for t in (x, batch.y, batch.index)))
+    def _finished(self, batch: Batch, at: Tensor) -> Batch:
+        """The batch on the device with x as it is promised."""
+        return batch._replace(x=self.images.scaled(batch.x))
+
+    def _sent(self, pieces: Iterator[tuple[Batch, Tensor]]) -> Iterator[tuple[Batch, Tensor]]:
+        """The same on the device: pinned and sent as bytes by a thread, on a stream of its own, while the device computes."""
+        device = self.images.device
+        side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def sent() -> Iterator[tuple[list[Tensor], Any]]:
+            for batch, at in pieces:
+                with contextlib.nullcontext() if side is None else torch.cuda.stream(side):
+                    there = [part.pin_memory().to(device, non_blocking=True) for part in (*batch, at)]
+                yield there, None if side is None else side.record_event()
+
+        for there, arrived in ahead(sent()):
+            if arrived is not None:
+                here = torch.cuda.current_stream(device)
+                here.wait_event(arrived)
+                for part in there:
+                    part.record_stream(here)  # else its memory is free for the other stream while this one still reads it
+            yield Batch(*there[:3]), there[3]
 
 
 def forever(loader: Loader) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ import attack.backdoor
 import models
 import sources
 import unlearn
-from stages import CHOOSERS, FREE, PROTOCOL_OF, PROTOCOLS, STAGES, chosen, flag_of, planting
+from stages import CHOOSERS, FAST_SIZE, FREE, LARGE, PROTOCOL_OF, PROTOCOLS, STAGES, chosen, flag_of, planting
 from utils import BadInput, Config, Mended, RunConfig, RuntimeConfig, Saved, as_kept, flag_words, program
 
 Groups = dict[str, type[Config]]  # group -> its settings
@@ -54,10 +54,15 @@ def settle(stage: str, groups: Groups, typed: dict[str, Any], parent: models.Ori
         except BadInput as error:
             raise BadInput(f"{parent.folder / 'record.json'} holds a setting that no stage has written ({error}); repeat that "
                            "run with --force, or name another --checkpoint") from None
-    protocol = values["protocol"].setdefault("protocol", PROTOCOL_OF.get(stage, "rum"))
+    source = sources.SOURCES[values["data"].get("dataset", "cifar10")]
+    of_pools = _of_pools(groups, values, source)
+    arch = values["model"].get("arch", "")
+    own = models.ARCHS[arch].protocol if arch and not of_pools else ""  # a pool's models are trained by its --recipe
+    protocol = values["protocol"].setdefault("protocol", own or PROTOCOL_OF.get(stage, "rum"))
+    told = PROTOCOLS[protocol] | (LARGE.get(arch, {}) if protocol == own else {})
     for group in {"cfg", "plant"} & groups.keys():
-        for name in {"epochs", "schedule"} & set(names[group]) if "epochs" in names[group] else ():
-            values[group].setdefault(name, PROTOCOLS[protocol][name])
+        for name in told.keys() & set(names[group]) if "epochs" in names[group] else ():
+            values[group].setdefault(name, told[name])
     if "unlearn" in typed:
         method = unlearn.METHODS[typed["unlearn"]]
         cfg = dataclasses.asdict(planting(values, protocol)) if "plant" in groups else parent.training or {}
@@ -65,9 +70,22 @@ def settle(stage: str, groups: Groups, typed: dict[str, Any], parent: models.Ori
         for name, value in {**method.per_protocol.get(protocol, {}), **given}.items():
             values["cfg"].setdefault(name, tuple(value) if isinstance(value, list) else value)
     _preset(groups, values, names)
-    source = sources.SOURCES[values["data"].get("dataset", "cifar10")]
-    values["data"].setdefault("aug", PROTOCOLS[protocol]["aug"] and bool(source.pad or source.flip))
+    values["data"].setdefault("aug", told["aug"] and bool(source.pad or source.flip))
+    for name in {"aug_form", "batch_size"} & told.keys():
+        values["data"].setdefault(name, told[name])
     return values
+
+
+def _of_pools(groups: Groups, values: Values, source: Any) -> bool:
+    """Whether a pool is trained: the network where none was typed, and the recipe of one that is made for speed."""
+    if not hasattr(groups.get("cfg"), "part_of"):
+        return False
+    if not {"arch", "imagenet_arch"} & values["model"].keys() and source.size == FAST_SIZE:
+        values["model"]["arch"] = "cifarnet"
+    arch = values["model"].get("arch", "")
+    if arch and models.ARCHS[arch].protocol:
+        values["cfg"].setdefault("recipe", models.ARCHS[arch].protocol)
+    return True
 
 
 def _inherit(parent: models.Original, values: Values, names: dict[str, list[str]], typed: dict[str, Any]) -> None:

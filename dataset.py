@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import sources
-from batches import Batch, Images, Loader, ahead, forever
+from batches import ALTERNATE_PAD, AUGMENTATIONS, Batch, Images, Loader, ahead, forever
 from groups import LAST_SEED, Candidates, Chosen, ForgetConfig, choose_forget
 from sources.kept import ClassList, ClassNumbers, Part, keep, parse_classes
 from sources.labels import first_of_each, mislabel
@@ -47,6 +47,8 @@ class DataConfig(Config):
     noise_seed: int = hp(1, "owns which labels are wrong, and what they are", low=0, high=LAST_SEED)
     batch_size: int = hp(256, "examples in a training step", low=1)
     aug: bool | None = hp(None, "random crop and flip in training; without the flag, by protocol")
+    aug_form: str = hp("crop", "of --aug. crop: zero-padded crops and random flips, as published; alternate: reflected crops "
+                       f"by {ALTERNATE_PAD} pixels, and each image mirrored in every other epoch", choices=AUGMENTATIONS)
 
     def __post_init__(self) -> None:
         for name in ("ood_classes", "ood_subclass"):  # a record has lists; an empty one is none
@@ -220,8 +222,8 @@ class Data:
         index = torch.from_numpy(self.index(part)).to(images.home)
         if rt is None:
             return Loader(images, index, images.y[index], batch_size or images.eval_batch)
-        shuffle = rt.generator(f"order/{purpose}/{part}", images.home)
-        augment = rt.generator(f"augment/{purpose}/{part}", images.home) if self.aug else None
+        shuffle = rt.generator(f"order/{purpose}/{part}")
+        augment = images.augmentation(rt, f"{purpose}/{part}") if self.aug else None
         return Loader(images, index, images.y[index], self.batch_size, shuffle, augment)
 
 
@@ -302,7 +304,8 @@ def _cut(cfg: DataConfig, rt: Runtime) -> _Cut:
     key = _key(json.dumps([*parts, _hash(val)]))
     splits = Splits(train, val, train, NONE, (), key, _key(key + _hash(NONE)), *parts, mislabelled=wrong)
     found = (Part(x, y, fine), kept.test, kept.ood, kept.ood_test)
-    images = tuple(part and Images(part.x, part.y, source, rt, part.fine) for part in found)
+    form = {True: cfg.aug_form}.get(bool(cfg.aug), "")
+    images = tuple(part and Images(part.x, part.y, source, rt, part.fine, form) for part in found)
     return _Cut(images, kept.outputs, splits, arrays.remark)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def fit(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Ru
             run.save_tensors("rewind.pt", {"state_dict": state, "data_key": run.values["data_key"],
                                            **models.about(model)})
         opt.at = first + epoch
-        run.log(epoch=epoch, loss=opt.epoch(loader, cross_entropy), lr=opt.rate(1))
+        run.log(epoch=epoch, loss=opt.epoch(loader, partial(cross_entropy, smoothing=cfg.label_smoothing)), lr=opt.rate(1))
 
 
 @dataclasses.dataclass

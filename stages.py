@@ -52,16 +52,22 @@ FREE = ("data", "download", "any_size", "batch_size", "aug", "num_classes")  # m
 PROTOCOLS = {  # what a typed flag overrides; later stages take the protocol from the checkpoint's record
     "rum": {"epochs": 30, "schedule": "cosine", "aug": False},
     "sparse": {"epochs": 182, "schedule": "step", "aug": True},
+    "cifar-fast": {"epochs": 8, "lr": 0.12, "schedule": "linear", "optimizer": "muon", "momentum": 0.6, "weight_decay": 1e-3,
+                   "early_epochs": 3, "label_smoothing": 0.2, "batch_size": 500, "aug": True, "aug_form": "alternate"},
 }
+# a network's own batches, and what goes with their size
+LARGE = {"cifarnet_64_256": {"batch_size": 2000, "lr": 0.24, "bias_lr": 106.0, "head_lr": 1340.0, "weight_decay": 4e-3}}
 PROTOCOL_OF = {"imp": "sparse", "synflow": "sparse", "backdoor": "sparse"}  # elsewhere rum, or the original's
+FAST_SIZE = 32  # pixels a side of the images whose pools are of the network made for speed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProtocolConfig(Config):
     """Whose experiment's defaults hold."""
 
-    protocol: str = hp("rum", "defaults: rum (30 epochs, cosine, no augmentation) or sparse (182 epochs, steps at 91 "
-                       "and 136, augmentation)", choices=tuple(PROTOCOLS))
+    protocol: str = hp("rum", "defaults: rum (30 epochs, cosine, no augmentation), sparse (182 epochs, steps at 91 and 136, "
+                       "augmentation) or cifar-fast (8 epochs of muon, of a cifarnet without the flag)",
+                       choices=tuple(PROTOCOLS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -21,30 +22,13 @@ from tqdm import tqdm
 
 import models
 from dataset import Batch, Loader
-from models.modes import full_float32, normalising
-from updates import UPDATES, clear, leave
-from utils import BadInput, Config, Mask, Run, Runtime, hp
+from models.modes import full_float32, normalising, without_gradient
+from updates import SCHEDULES, UPDATES, ScheduleConfig, clear, leave
+from utils import BadInput, Mask, Run, Runtime, hp
 
 
 class Diverged(BadInput):
     """A loss that is not finite: bad settings of an original's training, the outcome of an unlearning method."""
-
-
-SCHEDULES = ("cosine", "step", "constant", "linear")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(Config):
-    """The optimiser's settings apart from rate and length, which training and unlearning name differently."""
-
-    optimizer: str = hp("sgd", "how a step moves the weights; each as torch.optim has it", choices=tuple(UPDATES))
-    momentum: float = hp(0.9, "momentum of sgd", low=0, below=1)
-    weight_decay: float = hp(5e-4, "decay: added to the gradient (sgd, adam), or beside the step (adamw); never of a masked "
-                             "weight", low=0)
-    schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
-    decreasing_lr: tuple[int, ...] = hp((91, 136), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
-    lr_gamma: float = hp(0.1, "factor of schedule step", above=0, high=1)
-    warmup: int = hp(0, "epochs of linear warm-up to the rate", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +39,11 @@ class TrainConfig(ScheduleConfig):
     epochs: int = hp(30, "training epochs", low=1)
     schedule: str = hp("cosine", "the rate over the epochs", choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty on all parameters (sparse pre-training); 0: none", low=0)
+    label_smoothing: float = hp(0.0, "share of the label spread over all classes", low=0, below=1)
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    return F.cross_entropy(model(batch.x).float(), batch.y)
+def cross_entropy(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(model(batch.x).float(), batch.y, label_smoothing=smoothing)
 
 
 def loss_slope(logits: Tensor, y: Tensor) -> Tensor:
@@ -85,7 +70,7 @@ class Descent:
         self.model, self.cfg, self.lr, self.epochs, self.rt, self.purpose = model, cfg, lr, epochs, rt, purpose
         self.at, self.passes = 0, 0  # the epoch that the schedule stands at; calls of epoch()
         self.params = list(model.parameters())
-        self.update = UPDATES[cfg.optimizer](self.params, cfg)
+        self.update = UPDATES[cfg.optimizer](self.params, cfg, lr, hasattr(model, "stacked"))
         self.l1, self.l2 = l1, l2
         self.anchor = [p.detach().clone() for p in self.params] if l2 else []
         self.strict = mask_mode == "strict"
@@ -134,7 +119,7 @@ class Descent:
         self.model.train()
         self.passes += 1  # dropout knows the global streams only: they are of this very pass, and as before after it
         total, count = torch.zeros((), device=self.rt.device), 0
-        with self.rt.seeded(f"dropout/{self.purpose}/{self.passes}"), normalising(self.model, bn):
+        with self.rt.seeded(f"dropout/{self.purpose}/{self.passes}"), normalising(self.model, bn), self._resting():
             for count, batch in enumerate(batches, 1):
                 with self.rt.autocast():
                     value = loss(self.model, batch)
@@ -146,6 +131,14 @@ class Descent:
             raise Diverged(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
                            f"({self.lr:g}) or the weights of the loss terms")
         return mean
+
+    def _resting(self) -> contextlib.AbstractContextManager:
+        """What trains in the first epochs only stays from then on, and costs no gradient."""
+        names = getattr(self.model, "early", ()) if 0 < self.cfg.early_epochs <= self.at else ()
+        early = {name: self.model.get_parameter(name) for name in names}
+        if early:
+            self.hold({name: torch.zeros_like(p, dtype=torch.bool) for name, p in early.items()})
+        return without_gradient(early.values())
 
     @torch.no_grad()
     def _step(self, rate: float) -> None:
@@ -222,7 +215,7 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
         logits = model(batch.x).float()
         if watch is not None:
             watch.after(batch, logits.detach())
-        return F.cross_entropy(logits, batch.y)
+        return F.cross_entropy(logits, batch.y, label_smoothing=cfg.label_smoothing)
 
     opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose="train", mask=mask, l1=cfg.alpha)
     for epoch in resumable(cfg.epochs, opt, rt, run, None if watch is None else watch.keep):

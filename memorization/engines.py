@@ -64,16 +64,16 @@ class Setup:
     rt: Runtime
     dtype: torch.dtype = torch.float32
 
-    def new(self, number: int) -> nn.Module:
-        """The model as it starts."""
-        return models.new(self.model, self.data, self.rt, f"pool/{number}").to(dtype=self.dtype)
+    def new(self, number: int, subset: np.ndarray | None = None) -> nn.Module:
+        """The model as it starts; of the images it sees those of its subset alone."""
+        return models.new(self.model, self.data, self.rt, f"pool/{number}", seen=subset).to(dtype=self.dtype)
 
     def loader(self, number: int, subset: np.ndarray) -> Loader:
         """The model's batches, in an order of its own; without augmentation unless the data have it."""
         images, purpose = self.data.images, f"pool/{number}"
         index = torch.from_numpy(subset).to(images.home)
-        order = self.rt.generator(f"order/{purpose}", images.home)
-        augment = self.rt.generator(f"augment/{purpose}", images.home) if self.data.aug else None
+        order = self.rt.generator(f"order/{purpose}")
+        augment = images.augmentation(self.rt, purpose) if self.data.aug else None
         return Loader(images, index, images.y[index], self.recipe.pool_batch, order, augment)
 
     def fit(self, model: nn.Module, batches: Any, loss: Callable[[nn.Module, Batch], Tensor], purpose: str) -> None:
@@ -122,7 +122,7 @@ def naming(numbers: Sequence[int]) -> Iterator[None]:
 
 def train_one(setup: Setup, number: int, subset: np.ndarray) -> nn.Module:
     """Model ``number``, trained on its subset (int64 [n])."""
-    model = setup.new(number)
+    model = setup.new(number, subset)
     with naming([number]):
         setup.fit(model, setup.loader(number, subset), setup.loss, f"pool/{number}")
     return model
@@ -191,7 +191,8 @@ def graphed(stack: Stack, setup: Setup, sample: Tensor) -> Iterator[None]:
 def train_stack(setup: Setup, numbers: Sequence[int], subsets: Sequence[np.ndarray], graphs: bool = False) -> Stack:
     """The models ``numbers``, trained at once on their subsets (int64 [n] each, of one size)."""
     batches = Together([setup.loader(number, subset) for number, subset in zip(numbers, subsets, strict=True)])
-    stack = Stack([setup.new(number) for number in numbers], setup.rt.bf16)
+    singles = [setup.new(number, subset) for number, subset in zip(numbers, subsets, strict=True)]
+    stack = Stack(singles, setup.rt.bf16)
     record: contextlib.AbstractContextManager = contextlib.nullcontext()
     if graphs and setup.rt.cuda:
         width, images = min(setup.recipe.pool_batch, len(subsets[0])), setup.data.images

@@ -35,8 +35,8 @@ class PoolConfig(Recipe):
                      "the other does not; or the --subsets given", choices=("fraction", "half", "given"))
     fraction: float = hp(0.7, "share of the training images that a model sees", above=0, below=1)
     subsets: str | None = hp(None, "npz with bool masks [models, training images], for --subset given", digest=False)
-    recipe: str = hp("paper", "defaults: paper (30 epochs, steps) or fast (a few epochs, the rate a triangle)",
-                     choices=("paper", "fast"), digest=False)
+    recipe: str = hp("paper", "defaults: paper (30 epochs, steps), fast (a few epochs, the rate a triangle) or cifar-fast (8 "
+                     "epochs of muon, of a cifarnet without the flag)", choices=("paper", "fast", "cifar-fast"), digest=False)
     engine: str = hp("auto", "how to train: one model after another, a stack of models at once, a process for each core or "
                      "GPU; auto: processes on a CPU, a stack on a GPU", choices=("auto", "serial", "stack", "processes"),
                      digest=False)
@@ -53,6 +53,8 @@ class PoolConfig(Recipe):
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"recipe": {
         "paper": {},
         "fast": {"pool_epochs": 8, "pool_lr": 0.1, "pool_batch": 128, "schedule": "linear", "warmup": 2},
+        "cifar-fast": {"pool_epochs": 8, "pool_lr": 0.12, "pool_batch": 500, "schedule": "linear", "optimizer": "muon",
+                       "momentum": 0.6, "weight_decay": 1e-3, "early_epochs": 3},
     }}
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ class Pool:
             rule["sha256"] = hashlib.sha256(np.packbits(self.given, axis=1).tobytes()).hexdigest()
         return {"form": FORM, "dataset": self.data.source.name, "classes": self.data.num_classes,
                 "images_key": self.data.splits.images_key, "test_key": self.data.splits.test_key, "aug": self.data.aug,
+                **({"aug_form": "alternate"} if self.data.aug and self.data.images.reflect else {}),
                 "arch": model.arch, "imagenet_arch": model.imagenet_arch, "seed": rt.seed,
                 "precision": rt.precision, "subset": rule, **_start(model),
                 "recipe": {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Recipe)}}

@@ -163,7 +163,7 @@ def fine_tune(job: Job, cfg: HeldOutConfig, model: nn.Module, mask: dict[str, Te
         mask: of a pruned original's weights, which stay 0.
     """
     part = job.data.loader(cfg.held_out)
-    shuffle = job.rt.generator(f"order/ho_ret/{cfg.held_out}", part.images.home) if cfg.held_out_mode == "exact" else None
+    shuffle = job.rt.generator(f"order/ho_ret/{cfg.held_out}") if cfg.held_out_mode == "exact" else None
     loader = Loader(part.images, part.index, part.labels, job.data.batch_size, shuffle)
     steady = ScheduleConfig(momentum=cfg.momentum, weight_decay=cfg.weight_decay, schedule="constant")
     opt = Descent(model, steady, lr=cfg.ft_lr, epochs=cfg.ft_epochs, rt=job.rt, purpose="ho_ret", mask=mask)

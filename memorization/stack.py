@@ -95,6 +95,8 @@ class Stack(nn.Module):
         self.stacked = nn.ParameterList(params.values())
         for place, value in enumerate(buffers.values()):
             self.register_buffer(f"buffer{place}", value)
+        places = {name: f"stacked.{place}" for place, name in enumerate(self.names)}
+        self.early = tuple(places[name] for name in getattr(singles[0], "early", ()))
         form = widened(singles[0], self.count) if self.wide else copy.deepcopy(singles[0]).to("meta")
         self._form = (form,)  # in a tuple, so that its parameters are none of ours
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adopt import adopt, start_from
+from models.cifarnet import WHITENED as LOOKED_AT
 from models.layers import Normalize
 from models.libraries import borrowed, find
 from models.peer import load_state, read_peer, read_safely
@@ -78,18 +79,21 @@ class ModelConfig(Config):
 
 
 def new(cfg: ModelConfig, data: Any, rt: Runtime, purpose: str, mask: Mask | None = None,
-        like: nn.Module | None = None) -> nn.Module:
+        like: nn.Module | None = None, seen: np.ndarray | None = None) -> nn.Module:
     """A freshly initialised model for a data set (``data``: Data), from the purpose's own random stream.
 
     Args:
         mask: of a pruned model, whose structure the new one gets.
         like: a model whose normalisation it gets, instead of that of the settings.
+        seen: int64 [n], the training images that it will be given; those to retain if None. It looks at no other.
     """
     _check_classes(cfg, data)
     mean, std = cfg.statistics(data.source) if like is None else _normalisation(like)
     with rt.seeded(f"init/{purpose}"):
         model = build(cfg.arch, data.num_classes, mean, std, imagenet=cfg.imagenet_arch, image_size=data.images.x.shape[1],
                       input_size=cfg.input_size)
+    images = data.images
+    model.look_at(images.x[torch.from_numpy(data.splits.retain if seen is None else seen)[:LOOKED_AT].to(images.home)])
     if cfg.pretrained is not None:
         start_from(model, Path(cfg.pretrained))
     model = model.to(rt.device, memory_format=rt.layout)

@@ -80,6 +80,7 @@ class Classifier(nn.Module):
         foldable: whether a batch norm that is defined behind a convolution follows it.
         channelwise: whether all that the network's own code does to channels between its layers (sums, activations, pools,
             flattening) it does to each alike, so that layers K times as wide are K networks.
+        early: names of parameters that train in the first epochs only, where a training says so (``--early_epochs``).
     """
 
     arch: str
@@ -89,6 +90,7 @@ class Classifier(nn.Module):
     input_size: int | None = None
     foldable = True
     channelwise = False
+    early: tuple[str, ...] = ()
     normalize: Normalize
 
     def features_of(self, x: Tensor) -> Tensor:
@@ -110,6 +112,9 @@ class Classifier(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise every layer from the global torch generator, as the architecture's source states."""
         raise NotImplementedError
+
+    def look_at(self, x: Tensor) -> None:
+        """Take from the images that the model is about to be trained on (uint8 [N, H, W, 3]) what is fixed by them."""
 
 
 def embed(model: Classifier, x: Tensor) -> Tensor:

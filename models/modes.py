@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -75,3 +75,16 @@ def normalising(model: nn.Module, how: str) -> Iterator[None]:
     finally:
         for norm, mode in zip(norms, modes, strict=True):
             norm.track_running_stats, norm.training = True, mode
+
+
+@contextlib.contextmanager
+def without_gradient(params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """These parameters get no gradient inside the block."""
+    asked = [p for p in params if p.requires_grad]
+    try:
+        for p in asked:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asked:
+            p.requires_grad_(True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.allcnn import AllCNN
+from models.cifarnet import CifarNet
 from models.layers import Classifier, Normalize
 from models.libraries import PLAIN, borrowed, find
 from models.resnet import BasicBlock, Bottleneck, CifarResNet, Projection, ResNet
@@ -35,6 +36,7 @@ class Arch:
         build_imagenet: the same with an ImageNet stem; None where there is none.
         patch: pixels that the images' side is a multiple of, since the network has a weight for each place of a patch; 0 where
             one network takes images of any size.
+        protocol: whose defaults train it, where no other is asked for.
         library: whether it is of torchvision or timm; ``build`` then takes ``image_size``, ``input_size`` and ``checked``.
     """
 
@@ -46,6 +48,7 @@ class Arch:
     build_imagenet: Callable[[int, Normalize], Classifier] | None = None
     patch: int = 0
     library: bool = False
+    protocol: str = ""
 
     @property
     def imagenet(self) -> bool:
@@ -125,6 +128,11 @@ def _wide(name: str, depth: int, width: int) -> None:
     ARCHS.add(name, Arch(name, partial(WideResNet, depth, width), 4, docs, "fc"))
 
 
+def _cifarnet(name: str, *widths: int) -> None:
+    docs = f"made for speed (airbench): whitening, groups of {', '.join(map(str, widths))} channels, maximum over the map"
+    ARCHS.add(name, Arch(name, partial(CifarNet, widths), 9, docs, "fc", protocol="cifar-fast"))
+
+
 _resnet("resnet18", BasicBlock, (2, 2, 2, 2))
 _resnet("resnet34", BasicBlock, (3, 4, 6, 3))
 _resnet("resnet50", Bottleneck, (3, 4, 6, 3))
@@ -144,6 +152,10 @@ ARCHS.add("vgg16_bn_lth", Arch(
     "vgg16_bn_lth", partial(vgg_lottery, (2, 2, 3, 3, 3)), 16,
     "convolutions with bias, four max-pools, one linear layer", "classifier",
 ))
+_cifarnet("cifarnet", 32, 96, 96)
+_cifarnet("cifarnet_16_64", 16, 64, 64)
+_cifarnet("cifarnet_64_128", 64, 128, 128)
+_cifarnet("cifarnet_64_256", 64, 256, 256)
 _wide("wrn_28_2", 28, 2)
 _wide("wrn_40_2", 40, 2)
 ARCHS.add("allcnn", Arch("allcnn", AllCNN, 9, "All-CNN-C, strided convolutions instead of pooling, with batch norm", "fc"))

@@ -54,7 +54,7 @@ def _weights(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Tensor]:
     found = {}
     for name, module in model.named_modules():
         own = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        if isinstance(module, kinds) and getattr(module, own) is not None:
+        if isinstance(module, kinds) and isinstance(getattr(module, own), nn.Parameter):  # fixed filters are none
             found[f"{name}.{own}".lstrip(".")] = getattr(module, own)
     return found
 
@@ -101,7 +101,7 @@ def magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def random_scores(weights: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Uniform draws (float64, so that ties do not matter) for random pruning by the same counts."""
-    return {name: torch.rand(weight.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return {name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
             for name, weight in weights.items()}
 
 

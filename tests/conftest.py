@@ -55,13 +55,13 @@ def toy_arrays(count: int, seed: int, classes: int = 3, size: int = 6, wrong: fl
 
 
 def make_data(rt: Runtime, count: int = 60, forget: int = 12, batch_size: int = 16, seed: int = 0, aug: bool = False,
-              method: str = "") -> Data:
+              method: str = "", size: int = 6) -> Data:
     """A toy data set cut by hand: the first tenth is validation, ``forget`` random others are to be forgotten.
 
     Of a ``method`` that forgets whole classes alone, it is the last class.
     """
-    x, y = toy_arrays(count, seed)
-    x_test, y_test = toy_arrays(count // 2, seed + 1, wrong=0.0)
+    x, y = toy_arrays(count, seed, size=size)
+    x_test, y_test = toy_arrays(count // 2, seed + 1, size=size, wrong=0.0)
     val, train = np.arange(count // 10), np.arange(count // 10, count)
     gone = np.sort(np.random.default_rng(seed).choice(train, forget, replace=False))
     gone = train[y[train] == 2] if method and METHODS[method].whole else gone

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dataset
 import sources
+from batches import Crops
 from dataset import DataConfig, Images, Loader
 from utils import BadInput, Runtime
 
@@ -37,6 +38,11 @@ def source_of(pad: int, flip: bool, size: int = 6) -> sources.Source:
 def images_of(count: int, pad: int = 0, flip: bool = False, size: int = 6) -> Images:
     x, y = toy_arrays(count, 3, size=size)
     return Images(x, y, source_of(pad, flip, size), quiet_runtime())
+
+
+def cropped(images: Images, index: Tensor, stream: torch.Generator) -> Tensor:
+    """The images of an index as a pass augments them."""
+    return images.batch(index, Crops(images, stream).draw(index))
 
 
 def loader_of(count: int, batch_size: int, shuffle: int | None = None, offset: int = 0) -> Loader:
@@ -182,7 +188,7 @@ def test_augmented_image_is_a_plain_crop_of_its_own_image(pad: int, flip: bool) 
     images.x.copy_(torch.randint(1, 256, images.x.shape, generator=torch.Generator().manual_seed(2)))
     known = [plain_crops(image, pad, flip) for image in images.x.numpy()]
     index = torch.tensor([5, 0, 11, 5, 7, 3, 2] * 20)
-    found = (images.batch(index, torch.Generator().manual_seed(3)) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    found = (cropped(images, index, torch.Generator().manual_seed(3)) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     seen = set()
     for place, crop in zip(index.tolist(), found, strict=True):
         matches = [how for how, wanted in known[place].items() if np.array_equal(crop, wanted)]
@@ -195,9 +201,9 @@ def test_augmentation_leaves_the_images_as_they_are() -> None:
     images = images_of(10, 2, True)
     before = images.x.clone()
     stream = torch.Generator().manual_seed(1)
-    one, two = (images.batch(torch.arange(10), stream) for _ in range(2))
+    one, two = (cropped(images, torch.arange(10), stream) for _ in range(2))
     assert torch.equal(images.x, before) and not torch.equal(one, two)
-    assert torch.equal(one, images.batch(torch.arange(10), torch.Generator().manual_seed(1)))
+    assert torch.equal(one, cropped(images, torch.arange(10), torch.Generator().manual_seed(1)))
 
 
 def marked(size: int) -> np.ndarray:
@@ -222,7 +228,7 @@ def test_augmentation_is_distributed_as_that_of_torchvision() -> None:
 
     image, outcomes = marked(32), 9 * 9 * 2
     images = Images(image[None], np.zeros(1, np.int64), source_of(4, True, 32), quiet_runtime())
-    drawn = images.batch(torch.zeros(outcomes * 60, dtype=torch.int64), torch.Generator().manual_seed(8))
+    drawn = cropped(images, torch.zeros(outcomes * 60, dtype=torch.int64), torch.Generator().manual_seed(8))
     ours = placed(drawn, 4)
     kinds, counts = np.unique(ours, axis=0, return_counts=True)
     assert len(kinds) == outcomes and kinds.min() == 0 and kinds[:, :2].max() == 8
@@ -259,8 +265,8 @@ def test_batches_from_the_host_are_those_of_the_device(monkeypatch: pytest.Monke
         images = images_of(50, 1, True)
         images.device = torch.device("cpu", 0) if host else CPU
         assert (images.home == images.device) != host
-        streams = (torch.Generator().manual_seed(seed) for seed in (1, 2))
-        return list(Loader(images, torch.arange(50), images.y, 16, *streams))
+        order, crops = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+        return list(Loader(images, torch.arange(50), images.y, 16, order, Crops(images, crops)))
 
     for one, two in zip(batches(False), batches(True), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -141,7 +141,7 @@ class Chain:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     root, reads, stepping = tmp_path_factory.mktemp("chain"), {}, []
-    real_batch, real_epoch = Images.batch, Descent.epoch
+    real_batch, real_epoch = Images.pixels, Descent.epoch
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
         rows.append((bool(stepping), augment is not None, len(self.y) == TWO_DIGITS, index.tolist()))
@@ -156,7 +156,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
     words = ["--checkpoint", root, "--seed", 4, "--num_indexes_to_replace", 30]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Images, "batch", batch)
+        patch.setattr(Images, "pixels", batch)
         patch.setattr(Descent, "epoch", epoch)
         rows = reads["train"] = []
         original = shell.train(root, 1, "--classes", "0,1", "--aug")

@@ -98,10 +98,10 @@ def test_labels_of_run_folders_differ_where_case_does_not_count() -> None:
 def test_forget_set_alone_is_unlearned_where_nothing_is_retained(name: str, rt: Runtime,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """A phase may hide retain: every epoch then passes over the forget set at least once, and over nothing else."""
-    whole, read, real = make_data(rt, batch_size=5), [], Images.batch
+    whole, read, real = make_data(rt, batch_size=5), [], Images.pixels
     gone = whole.splits.forget
     data = dataclasses.replace(whole, splits=dataclasses.replace(whole.splits, train=gone, retain=gone[:0]))
-    monkeypatch.setattr(Images, "batch", lambda self, index, augment: read.extend(index.tolist()) or real(self, index, augment))
+    monkeypatch.setattr(Images, "pixels", lambda self, index, crops: read.extend(index.tolist()) or real(self, index, crops))
     model = tiny_net(rt)
     before = snapshot(model)
     METHODS[name].apply(model, data, short_config(name, unlearn_epochs=3), rt)
@@ -200,7 +200,7 @@ def test_global_random_state_stays(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_reads_all_it_declares_and_no_other(name: str, rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image of the declared parts is read, no other of training, none of the test set; and none is changed."""
-    data, read, real = make_data(rt, batch_size=8, method=name), set(), Images.batch
+    data, read, real = make_data(rt, batch_size=8, method=name), set(), Images.pixels
     x, y = data.images.x.clone(), data.images.y.clone()
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
@@ -208,7 +208,7 @@ def test_reads_all_it_declares_and_no_other(name: str, rt: Runtime, monkeypatch:
         read.update(index.tolist())
         return real(self, index, augment)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "pixels", batch)
     method = METHODS[name]
     method.apply(tiny_net(rt), data, short_config(name, rewind=True, bt_retain_share=1.0), rt)
     of = {part: {int(i) for i in data.index(part)} for part in method.uses}
@@ -418,13 +418,13 @@ def test_rewind_changes_nothing_of_the_training(data: Data, monkeypatch: pytest.
 
 def test_rewind_measures_errors_without_augmentation(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two epochs the forget set is read twice as it is, and the validation split once."""
-    real, plain = Images.batch, []
+    real, plain = Images.pixels, []
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
         plain.extend(index.tolist() if augment is None else [])
         return real(self, index, augment)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "pixels", batch)
     data = make_data(rt, aug=True)
     METHODS["SCRUB"].apply(tiny_net(rt), data, short_config("SCRUB", rewind=True), rt)
     assert sorted(plain) == sorted([*data.index("forget"), *data.index("forget"), *data.index("val")])

@@ -313,18 +313,20 @@ def test_importing_models_imports_neither_torchvision_nor_dynamo() -> None:
 
 @pytest.mark.parametrize(("name", "imagenet"), [(n, False) for n in models.ARCHS.names()] + [("resnet18", True)])
 def test_folding_leaves_no_batchnorm_behind_a_convolution_and_the_same_logits(name: str, imagenet: bool) -> None:
-    """Those of a wide ResNet that stand before their convolution are kept: one in a block, and the one before the head."""
+    """Those of a wide ResNet that stand before their convolution are kept: one in a block, and the one before the head; those
+    of a cifarnet that stand behind a pool too."""
     size = 32 if imagenet else models.ARCHS[name].min_size
     model = perturbed(name, imagenet=imagenet, size=size).to(memory_format=torch.channels_last).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     x = images(size=size)
     folded = models.fold_batchnorm(model)
     left = [own for own, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    blocks = {"wrn_28_2": 12, "wrn_40_2": 18}.get(name, 0)
-    assert len(left) == (blocks + 1 if blocks else 0) and all(own == "bn" or own.endswith(".bn1") for own in left)
+    blocks, pooled = {"wrn_28_2": 12, "wrn_40_2": 18}.get(name, 0), 3 if name.startswith("cifarnet") else 0
+    assert len(left) == (blocks + 1 if blocks else pooled)
+    assert all(own == "bn" or own.endswith((".bn1", ".norm1")) for own in left)
     convs = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
     assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convs)
-    assert sum(c.bias is not None for c in convs) == (blocks or len(convs))
+    assert sum(c.bias is not None for c in convs) == (blocks or len(convs) - pooled)
     assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not folded.training and (folded.arch, folded.num_classes) == (name, 10)
     with torch.no_grad():

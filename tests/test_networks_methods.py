@@ -1,4 +1,4 @@
-"""Every unlearning method on a ResNet, a VGG, a ViT and a Swin transformer: finite weights, or a refusal in one line."""
+"""Every unlearning method on every kind of network: finite weights, or a refusal in one line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import nn
 import models
 from dataset import Data, Images, Splits
 from models import Normalize, vgg
+from models.cifarnet import CifarNet
 from models.deep import deep_layers, outputs_of
 from models.libraries import Borrowed
 from models.vit import ViT
@@ -30,7 +31,7 @@ from utils import BadInput
 
 SIDE = 16
 NORMALIZE = ((0.5,) * 3, (0.25,) * 3)
-NETWORKS = ("resnet8s", "vgg", "vit", "swin")
+NETWORKS = ("resnet8s", "vgg", "vit", "swin", "cifarnet")
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
 
 
@@ -46,6 +47,8 @@ def network(kind: str) -> nn.Module:
             patch.setattr(vgg, "WIDTHS", (4, 4, 8, 8, 8))
             head = nn.Sequential(nn.Linear(32, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
             model = vgg.VGG(norm, vgg._features((1, 1, 2, 2, 2), bias=False, last_pool=False), 2, head)
+    elif kind == "cifarnet":
+        model = CifarNet((24, 24, 28), 3, norm)
     elif kind == "vit":
         model = ViT(3, norm, SIDE, width=16, depth=2, heads=2, head_width=4, hidden=16)
     else:
@@ -82,6 +85,8 @@ def check_matrix(kind: str, name: str) -> None:
         assert "\n" not in str(error) and len(str(error)) < 400 and "--arch" in str(error), error
         return
     after = snapshot(model)
+    if kind == "cifarnet":  # what is fixed in it is no parameter, whatever a method does to all parameters
+        assert all(torch.equal(value, network(kind).get_buffer(key)) for key, value in model.named_buffers() if "weight" in key)
     assert all(bool(value.isfinite().all()) for value in after.values())
     if name in TRAINED and not METHODS[name].fresh:
         assert any(not torch.equal(after[key], before[key]) for key in after)

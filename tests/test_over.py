@@ -93,13 +93,13 @@ def test_the_first_phase_is_the_method_itself_on_its_own_settings(name: str) -> 
 @pytest.mark.parametrize("name", TRAINING)
 def test_the_first_phase_reads_no_retain_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the replay reads all of retain, and nothing else."""
-    read, real, data = [], Images.batch, make_data(quiet_runtime())
+    read, real, data = [], Images.pixels, make_data(quiet_runtime())
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
         read.extend(index.tolist())
         return real(self, index, augment)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "pixels", batch)
     apply(name, replay_epochs=(0,))
     assert read and not set(read) & set(data.index("retain").tolist())
     first = len(read)
@@ -109,13 +109,13 @@ def test_the_first_phase_reads_no_retain_image(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_last_epochs_of_a_replay_are_without_augmentation_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, real = [], Images.batch
+    seen, real = [], Images.pixels
 
     def batch(self: Images, index: torch.Tensor, augment: Any) -> torch.Tensor:
         seen.append((augment is not None, index.tolist()))
         return real(self, index, augment)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "pixels", batch)
 
     def order(plain: int) -> tuple[list[bool], list[list[int]]]:
         seen.clear()

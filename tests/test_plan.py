@@ -82,9 +82,9 @@ def test_vanilla_passes_over_the_data_as_often_as_three_groups(name: str) -> Non
 def presented(method: str, cfg: Any, data: Data, monkeypatch: pytest.MonkeyPatch) -> Counter:
     """How often each training image is in a step of the method."""
     seen: Counter = Counter()
-    real = Images.batch
+    real = Images.pixels
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "batch", lambda self, index, augment: seen.update(index.tolist()) or real(self, index, augment))
+        patch.setattr(Images, "pixels", lambda self, index, augment: seen.update(index.tolist()) or real(self, index, augment))
         METHODS[method].apply(tiny_net(quiet_runtime()), data, cfg, quiet_runtime())
     return seen
 

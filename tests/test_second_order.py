@@ -73,7 +73,7 @@ def test_training_batches_are_no_part_of_it(name: str, values: dict[str, Any]) -
 @pytest.mark.parametrize(("name", "values"), MODES)
 def test_interrupted_method_leaves_the_model(name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the midst of a pass gets out, and no weight has moved."""
-    model, real, calls = tiny_net(quiet_runtime()), Images.batch, []
+    model, real, calls = tiny_net(quiet_runtime()), Images.pixels, []
 
     def batch(self: Images, *args: Any) -> torch.Tensor:
         calls.append(1)
@@ -81,7 +81,7 @@ def test_interrupted_method_leaves_the_model(name: str, values: dict[str, Any], 
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "pixels", batch)
     before, rt = snapshot(model), quiet_runtime()
     with pytest.raises(KeyboardInterrupt):
         METHODS[name].apply(model, make_data(rt, count=300), short_config(name, **values), rt)

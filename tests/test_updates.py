@@ -67,7 +67,7 @@ def by_torch(name: str, decay: float, mask: Mask | None = None, penalty: Any = N
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", sorted(UPDATES))
+@pytest.mark.parametrize("name", sorted(TORCH))
 def test_every_update_is_that_of_torch(name: str, decay: float) -> None:
     """After seven steps in float64, within 1e-12; the weights are far from where they started."""
     ours = net()
@@ -75,7 +75,7 @@ def test_every_update_is_that_of_torch(name: str, decay: float) -> None:
     assert furthest(ours, by_torch(name, decay)) < 1e-12 and furthest(ours, net()) > 0.01
 
 
-@pytest.mark.parametrize("name", sorted(UPDATES))
+@pytest.mark.parametrize("name", sorted(TORCH))
 def test_free_weights_beside_masked_ones_are_those_of_torch(name: str) -> None:
     """Without decay, torch's optimiser on masked gradients moves what the mask leaves free, and nothing else."""
     ours, mask = net(), masks()
@@ -94,7 +94,7 @@ def test_masked_weights_and_their_moments_stay(name: str) -> None:
         assert all(not moment[~mask[key]].any() and moment[mask[key]].all() for moment in moments)
 
 
-@pytest.mark.parametrize("name", sorted(UPDATES))
+@pytest.mark.parametrize("name", sorted(TORCH))
 def test_published_masks_are_on_the_gradients_alone(name: str) -> None:
     ours, mask = net(), masks()
     descend(ours, name, 0.1, mask, "published")
@@ -103,7 +103,7 @@ def test_published_masks_are_on_the_gradients_alone(name: str) -> None:
     assert moved["conv.weight"] and moved["fc.weight"]  # they decay
 
 
-@pytest.mark.parametrize("name", sorted(UPDATES))
+@pytest.mark.parametrize("name", sorted(TORCH))
 @pytest.mark.parametrize(("l1", "l2"), [(0.03, 0.0), (0.0, 0.2), (0.03, 0.2)])
 def test_penalties_are_those_of_autograd_over_all_parameters(name: str, l1: float, l2: float) -> None:
     """Batch norm and biases are in both; the second is by the distance from the weights at the start."""

@@ -88,7 +88,7 @@ def expanded(task: Task) -> Iterator[None]:
     stream, bound = task.generator("extra neuron"), head.in_features**-0.5  # torch's own start of a linear layer
     extra = nn.Linear(head.in_features, 1, bias=head.bias is not None, device="meta")
     for name, p in list(extra.named_parameters()):
-        drawn = bound * (2 * torch.rand(p.shape, generator=stream, device=stream.device) - 1)
+        drawn = bound * (2 * torch.rand(p.shape, generator=stream) - 1)
         setattr(extra, name, nn.Parameter(drawn.to(head.weight)))
     model.extra_neuron = extra
     hook = head.register_forward_hook(lambda _, given, out: torch.cat([out, extra(given[0])], -1))
@@ -113,7 +113,8 @@ def last_linear(task: Task) -> nn.Linear:
     finally:
         for hook in hooks:
             hook.remove()
-    heads = [layer for layer, out in seen if out.shape == logits.shape and torch.equal(out.nan_to_num(), logits.nan_to_num())]
+    scaled = [(layer, out * getattr(task.model, "scale", 1.0)) for layer, out in seen if out.shape == logits.shape]
+    heads = [layer for layer, out in scaled if torch.equal(out.nan_to_num(), logits.nan_to_num())]
     if not heads:
         task.refuse("the network does not end in a linear layer with an output for each class, so that none can be added")
     return heads[-1]

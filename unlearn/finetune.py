@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def raw(task: Task, cfg: object) -> None:
     """Do nothing: the original model, evaluated as if it had forgotten."""
 
 
-INHERITED = ("optimizer", "schedule", "decreasing_lr", "lr_gamma", "warmup", "momentum", "weight_decay", "alpha")
+INHERITED = ("optimizer", "schedule", "decreasing_lr", "lr_gamma", "warmup", "momentum", "weight_decay", "bias_lr", "head_lr",
+             "early_epochs", "alpha", "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class RetrainConfig(RateConfig):
     schedule: str = hp("cosine", "the rate over the epochs; without the flag, the original's",
                        choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty; without the flag, the original's", low=0)
+    label_smoothing: float = hp(0.0, "share of the label spread over all classes; without the flag, the original's", low=0,
+                                below=1)
 
 
 @register("retrain", config=RetrainConfig, uses="retain", source="exact unlearning (the reference)", fresh=True,
@@ -41,7 +45,7 @@ class RetrainConfig(RateConfig):
                   "and anneals over --epochs while it trains --unlearn_epochs")
 def retrain(task: Task, cfg: RetrainConfig) -> None:
     """Train a new model on the retain set alone: the reference that every metric compares with."""
-    _descend(task, cfg, lambda epoch: cfg.alpha)
+    _descend(task, cfg, lambda epoch: cfg.alpha, partial(cross_entropy, smoothing=cfg.label_smoothing))
 
 
 @register("FT", config=DescentConfig, uses="retain", source="fine-tuning, e.g. Golatkar et al., CVPR 2020, arXiv:1911.04933")
@@ -137,13 +141,13 @@ def _smallest_off(task: Task, weights: dict[str, Tensor], rate: float, before: M
     return mask
 
 
-def _descend(task: Task, cfg: RateConfig, l1: Callable[[int], float]) -> None:
+def _descend(task: Task, cfg: RateConfig, l1: Callable[[int], float], loss: Callable[..., Tensor] = cross_entropy) -> None:
     """Cross-entropy on the retain set, with ``l1(epoch)`` more as the weight of the l1 penalty."""
     opt = task.descent(cfg)
     always = opt.l1
     for epoch in task.epochs(cfg, opt):
         opt.l1 = always + l1(epoch)
-        task.log(epoch=epoch, loss=opt.epoch(task.retain, cross_entropy), lr=opt.rate(1))
+        task.log(epoch=epoch, loss=opt.epoch(task.retain, loss), lr=opt.rate(1))
 
 
 # the Reminiscence project's names

@@ -144,7 +144,7 @@ def head_of(model: nn.Module, num_classes: int) -> set[str]:
 
 
 def _normal(p: Tensor, stream: torch.Generator) -> Tensor:
-    return torch.randn(p.shape, generator=stream, device=stream.device).to(p.device, torch.float64)
+    return torch.randn(p.shape, generator=stream).to(p.device, torch.float64)
 
 
 # the Reminiscence project's names

@@ -93,7 +93,7 @@ def _length(model: nn.Module, free: Tensor | None) -> float:
 
 def _drawn(task: Task, retain: Loader, count: int) -> Loader:
     stream = task.generator("fisher")
-    at = torch.randperm(retain.size, generator=stream, device=stream.device)[:count].to(retain.index.device)
+    at = torch.randperm(retain.size, generator=stream)[:count].to(retain.index.device)
     return Loader(retain.images, retain.index[at], retain.labels[at], retain.batch_size)
 
 

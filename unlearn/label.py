@@ -129,10 +129,9 @@ def soft_threshold(params: tuple[nn.Parameter, ...], anchor: list[Tensor], free:
 
 def draw_labels(labels: Tensor, num_classes: int, how: str, stream: torch.Generator) -> Tensor:
     """Random labels int64 [M] for examples of true ``labels`` [M]: ``wrong`` ones, or ``any``."""
-    shape, device = labels.shape, labels.device
     if how == "any":
-        return torch.randint(num_classes, shape, generator=stream, device=device)
-    return (labels + torch.randint(1, num_classes, shape, generator=stream, device=device)) % num_classes
+        return torch.randint(num_classes, labels.shape, generator=stream).to(labels.device)
+    return (labels + torch.randint(1, num_classes, labels.shape, generator=stream).to(labels.device)) % num_classes
 
 
 def _random_labels(task: Task, cfg: RandomLabelConfig) -> None:

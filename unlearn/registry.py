@@ -268,7 +268,7 @@ class Task:
     def share(self, part: str, share: float, purpose: str) -> Loader:
         """A share of a part's examples, drawn once by the purpose's own stream."""
         loader, stream = getattr(self, part), self.generator(purpose)
-        chosen = torch.randperm(loader.size, generator=stream, device=stream.device)[: round(share * loader.size)]
+        chosen = torch.randperm(loader.size, generator=stream)[: round(share * loader.size)]
         at = chosen.sort().values.to(loader.index.device)
         return Loader(loader.images, loader.index[at], loader.labels[at], loader.batch_size, loader.shuffle, loader.augment)
 
@@ -346,7 +346,7 @@ class Task:
         return model.to(self._rt.device).eval().requires_grad_(False)
 
     def generator(self, purpose: str) -> torch.Generator:
-        return self._rt.generator(f"{self._purpose}/{purpose}", self._data.images.home)
+        return self._rt.generator(f"{self._purpose}/{purpose}")
 
     def refuse(self, why: str) -> None:
         raise BadInput(f"--unlearn {self._method.name}: {why}")

@@ -6,7 +6,6 @@ Tarun et al., IEEE TNNLS 2023, arXiv:2111.08947.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ def unsir(task: Task, cfg: UnsirConfig) -> None:
 def _some_of_each(task: Task, cfg: UnsirConfig) -> Loader:
     """Up to --unsir_per_class retain images of each class, for the pass that repairs."""
     retain, stream = task.retain, task.generator("retain")
-    order = torch.randperm(retain.size, generator=stream, device=stream.device).to(retain.labels.device)
+    order = torch.randperm(retain.size, generator=stream).to(retain.labels.device)
     of_class = [order[retain.labels[order] == c][: cfg.unsir_per_class] for c in range(task.num_classes)]
     at = torch.cat(of_class).sort().values
     return Loader(retain.images, retain.index[at], retain.labels[at], cfg.repair_batch, retain.shuffle, retain.augment)
@@ -72,7 +71,7 @@ def learned_noise(task: Task, cfg: UnsirConfig, gone: list[int]) -> Tensor:
     """
     model, images, stream = task.frozen_copy(), task.retain.images, task.generator("noise")
     shape = (len(gone), cfg.noise_images, images.x.shape[3], *images.x.shape[1:3])
-    noise = torch.randn(shape, generator=stream, device=stream.device).to(images.device)
+    noise = torch.randn(shape, generator=stream).to(images.device)
     labels = torch.tensor(gone, device=images.device).repeat_interleave(cfg.noise_images)
     update = Adam([noise], ScheduleConfig(weight_decay=0.0))
     with full_float32():
@@ -84,7 +83,7 @@ def learned_noise(task: Task, cfg: UnsirConfig, gone: list[int]) -> Tensor:
             (slope,) = torch.autograd.grad(loss, noise)
             noise.requires_grad_(False)
             update.step([slope], cfg.noise_lr, leave)
-    return pixels(model, noise.flatten(0, 1)).to(images.home)
+    return pixels(model, noise.flatten(0, 1))
 
 
 def pixels(model: nn.Module, x: Tensor) -> Tensor:
@@ -103,10 +102,7 @@ class Noisy(Loader):
                          kept.shuffle, kept.augment)
         self.noise, self.kept = noise, kept.size
 
-    def _batches(self) -> Iterator[Batch]:
-        order = torch.randperm(self.size, generator=self.shuffle, device=self.index.device)
-        for start, end in self._cuts():
-            at = order[start:end]
-            noise = self.noise[(at - self.kept).clamp_min(0) % len(self.noise)]
-            x = self.images.batch(self.index[at], self.augment)
-            yield Batch(torch.where((at >= self.kept)[:, None, None, None], noise, x), self.labels[at], self.index[at])
+    def _finished(self, batch: Batch, at: Tensor) -> Batch:
+        x = super()._finished(batch, at).x
+        noise = self.noise[(at - self.kept).clamp_min(0) % len(self.noise)]
+        return batch._replace(x=torch.where((at >= self.kept)[:, None, None, None], noise, x))

@@ -100,7 +100,7 @@ class Runtime:
         _set_threads(cfg.threads)
         self.eval_batch, self.layout = cfg.eval_batch, machine.LAYOUTS[cfg.layout]
         self.tally = Tally()
-        self._streams: dict[str, torch.Generator] = {}
+        self._streams: dict[str, torch.Generator | seeds.Counter] = {}
         self._restored: dict[str, Tensor] = {}  # positions of streams that are not asked for yet
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -110,9 +110,18 @@ class Runtime:
         """An independent seed below 2^64 for each purpose of the run's seed."""
         return seeds.seed_of(self.cfg.seed, purpose)
 
-    def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
-        """A random stream of its own on the device; its position is part of the state that resuming restores."""
-        stream = seeds.stream(self.seed_of(purpose), device or self.device)
+    def generator(self, purpose: str) -> torch.Generator:
+        """A random stream of its own; its position is part of the state that resuming restores.
+
+        On the CPU whatever the device is, so that the same seed draws the same on each, and a run may be resumed on another.
+        """
+        return self._kept(purpose, seeds.stream(self.seed_of(purpose)))
+
+    def counter(self, purpose: str) -> seeds.Counter:
+        """A number of its own that counts on, and is part of that state as well."""
+        return self._kept(purpose, seeds.Counter())
+
+    def _kept(self, purpose: str, stream: Any) -> Any:
         self._streams[purpose] = stream.set_state(self._restored.pop(purpose, stream.get_state()))
         return stream
 

@@ -19,14 +19,32 @@ def seed_of(seed: int, purpose: str) -> int:
     return high << 32 | low
 
 
-def stream(seed: int, device: torch.device) -> torch.Generator:
-    """A random stream on the device that all 64 bits of the seed decide.
+class Counter:
+    """Counts from 0; saved and restored as a random stream is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def next(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def get_state(self) -> torch.Tensor:
+        return torch.tensor([self.count])
+
+    def set_state(self, state: torch.Tensor) -> Counter:
+        self.count = int(state[0])
+        return self
+
+
+def stream(seed: int) -> torch.Generator:
+    """A random stream on the CPU that all 64 bits of the seed decide.
 
     torch's own seeding of a CPU stream reads the lower 32, so that one pair of streams in 4 billion is equal, and of 30,000
     purposes (a pool of models) two in one run out of ten.
     """
-    made = torch.Generator(device).manual_seed(seed)
-    return made if device.type == "cuda" else made.set_state(_filled(made.get_state(), seed))
+    made = torch.Generator().manual_seed(seed)
+    return made.set_state(_filled(made.get_state(), seed))
 
 
 @contextlib.contextmanager
