@@ -87,7 +87,7 @@ class Images:
     def lent(self, rt: Runtime) -> Images:
         """The same pixels, labels and windows to another run of this process, which writes into none of them."""
         other = copy.copy(self)
-        other.tally, other.eval_batch = rt.tally, rt.eval_batch
+        other.tally, other.eval_batch, other.layout = rt.tally, rt.eval_batch, rt.layout
         return other
 
     def windows(self) -> Tensor:

@@ -234,8 +234,15 @@ def idle_beside(configs: Mapping[str, Config], typed: Mapping[str, Any]) -> dict
     for config in configs.values():
         if getattr(config, "schedule", "step") != "step":
             found |= dict.fromkeys(("decreasing_lr", "lr_gamma"), f"it is of --schedule step, and this is {config.schedule}")
-        if getattr(config, "optimizer", "sgd") != "sgd":
-            found["momentum"] = f"it is of --optimizer sgd, and this is {config.optimizer}"
+        used = getattr(config, "optimizer", "")
+        if used in ("adam", "adamw"):
+            found["momentum"] = f"it is of --optimizer sgd and muon, and this is {used}"
+        if used not in ("", "muon"):
+            found |= dict.fromkeys(("bias_lr", "head_lr"), f"it is of --optimizer muon, and this is {used}")
+    if "model" in configs and configs["model"].arch in models.ARCHS and not models.ARCHS[configs["model"].arch].protocol:
+        found["early_epochs"] = f"{configs['model'].arch} has no whitening layer"
+    if "data" in configs and not configs["data"].aug:
+        found["aug_form"] = "nothing is augmented"
     if "data" in configs and not configs["data"].label_noise:
         found["noise_seed"] = "all labels stay as they are without --label_noise"
     forget = configs.get("forget")

@@ -39,6 +39,7 @@ class TrainConfig(ScheduleConfig):
     epochs: int = hp(30, "training epochs", low=1)
     schedule: str = hp("cosine", "the rate over the epochs", choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty on all parameters (sparse pre-training); 0: none", low=0)
+    early_epochs: int = hp(0, "epochs in which a whitening layer's bias trains; 0: in all", low=0)
     label_smoothing: float = hp(0.0, "share of the label spread over all classes", low=0, below=1)
 
 
@@ -134,7 +135,7 @@ class Descent:
 
     def _resting(self) -> contextlib.AbstractContextManager:
         """What trains in the first epochs only stays from then on, and costs no gradient."""
-        names = getattr(self.model, "early", ()) if 0 < self.cfg.early_epochs <= self.at else ()
+        names = getattr(self.model, "early", ()) if 0 < getattr(self.cfg, "early_epochs", 0) <= self.at else ()
         early = {name: self.model.get_parameter(name) for name in names}
         if early:
             self.hold({name: torch.zeros_like(p, dtype=torch.bool) for name, p in early.items()})

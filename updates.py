@@ -44,7 +44,6 @@ class ScheduleConfig(Config):
                              "all but convolutions, at the rate's share of its start); never of a masked weight", low=0)
     bias_lr: float = hp(26.5, "muon: first rate of biases and batch norm", above=0)
     head_lr: float = hp(335.0, "muon: first rate of linear layers", above=0)
-    early_epochs: int = hp(0, "epochs in which a whitening layer's bias trains; 0: in all", low=0)
     schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
     decreasing_lr: tuple[int, ...] = hp((91, 136), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)
     lr_gamma: float = hp(0.1, "factor of schedule step", above=0, high=1)

@@ -49,6 +49,7 @@ class Recipe(ScheduleConfig):
     pool_epochs: int = hp(30, "epochs of each model", low=1)
     pool_lr: float = hp(0.01, "learning rate", above=0)
     pool_batch: int = hp(512, "examples in a training step", low=2)
+    early_epochs: int = hp(0, "epochs in which a whitening layer's bias trains; 0: in all", low=0)
     label_smoothing: float = hp(0.0, "share of the label spread over all classes", low=0, below=1)
     schedule: str = hp("step", "the rate over the epochs", choices=SCHEDULES)
     decreasing_lr: tuple[int, ...] = hp((16, 21, 26), "epochs at which schedule step multiplies the rate by lr_gamma", low=0)

@@ -18,7 +18,7 @@ from batches import Alternating, Crops, Images, Loader
 from memorization.stack import Stack
 from models.cifarnet import EPSILON, CifarNet, Whitening
 from sources import SOURCES
-from trainer import Descent, ScheduleConfig, cross_entropy
+from trainer import Descent, ScheduleConfig, TrainConfig, cross_entropy
 from updates import Muon, orthogonal
 from utils import BadInput
 
@@ -92,7 +92,7 @@ def test_it_starts_as_published() -> None:
             rest, bound = conv.weight[conv.in_channels :], (9 * conv.in_channels) ** -0.5
             assert not len(rest) or 0.9 * bound < float(rest.detach().abs().max()) <= bound
     assert float(net.fc.weight.detach().std()) == pytest.approx(1, abs=1e-5) and net.fc.bias is None
-    assert 0 < float(net.whiten.bias.abs().max()) <= 12**-0.5
+    assert 0 < float(net.whiten.bias.detach().abs().max()) <= 12**-0.5
     assert all(m.momentum == 0.4 and m.eps == 1e-5 for m in net.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -232,7 +232,7 @@ def test_the_norm_of_a_convolution_is_that_of_its_outputs() -> None:
     opt.epoch(batches(), cross_entropy)
     for group in (net.group1, net.group2, net.group3):
         for conv in (group.conv1, group.conv2):
-            assert float(conv.weight.norm()) == pytest.approx(math.sqrt(conv.out_channels), rel=1e-4)
+            assert float(conv.weight.detach().norm()) == pytest.approx(math.sqrt(conv.out_channels), rel=1e-4)
 
 
 @pytest.mark.parametrize("pruned", [True, False])
@@ -254,7 +254,7 @@ def test_masked_weights_stay_to_the_bit_under_muon(pruned: bool) -> None:
 def test_a_stack_takes_the_steps_of_its_models_one_by_one(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms, factors and rates are each model's own; the whitening's bias rests in each."""
     monkeypatch.setattr(CifarNet, "channelwise", wide)
-    cfg, singles, steps = ScheduleConfig(**FAST, early_epochs=1), [tiny(k).double() for k in range(3)], batches()
+    cfg, singles, steps = TrainConfig(**FAST, early_epochs=1), [tiny(k).double() for k in range(3)], batches()
     stack = Stack([tiny(k).double() for k in range(3)])
     before = stack.stacked[stack.names.index("whiten.bias")].detach().clone()
 
@@ -283,7 +283,7 @@ def test_the_bias_of_the_whitening_rests_from_the_third_epoch_on(batch_size: int
     rt, net = quiet_runtime(), tiny()
     data = make_data(rt, count=80, size=9, batch_size=batch_size)
     filters = {name: value.clone() for name, value in net.named_buffers() if name.endswith("weight")}
-    opt = Descent(net, ScheduleConfig(**FAST, early_epochs=3), lr=0.1, epochs=5, rt=rt, purpose="test")
+    opt = Descent(net, TrainConfig(**FAST, early_epochs=3), lr=0.1, epochs=5, rt=rt, purpose="test")
     seen = [net.whiten.bias.detach().clone()]
     for opt.at in range(5):
         opt.epoch(data.loader("retain", rt, "test"), cross_entropy)

@@ -36,7 +36,7 @@ UNUSED = {
 # always so on a CPU; of several epochs; beside --mean; of a forget set that scores cut; only stands for other flags; of what
 # starts anew
 EVERYWHERE = {"pretrained", "noise_seed", "deterministic", "progress", "keep_memory", "resume_every", "std", "any_scores",
-              "setup"}
+              "setup", "bias_lr", "head_lr"}  # the last two of --optimizer muon
 STAGES = [*stages.STAGES, *(f"forget {name}" for name in ("raw", "retrain", "FT", "wfisher", "ssd", "SCRUB")),
           *(f"memorization {name}" for name in ("confidence", "loss_curvature", "ho_ret", "es"))]
 nowhere = pytest.fixture(autouse=True)(shell.nowhere)
@@ -167,6 +167,9 @@ def test_every_setting_is_read_by_its_stage(
 
 @pytest.mark.parametrize(("stage", "words", "told"), [
     ("train", "--decreasing_lr 3,5", "--decreasing_lr has no effect: it is of --schedule step, and this is cosine"),
+    ("train", "--bias_lr 3", "--bias_lr has no effect: it is of --optimizer muon, and this is sgd"),
+    ("train", "--early_epochs 3", "--early_epochs has no effect: resnet18 has no whitening layer"),
+    ("train", "--no_aug --aug_form alternate", "--aug_form has no effect: nothing is augmented"),
     ("train", "--lr_gamma 0.2 --schedule constant", "--lr_gamma has no effect: it is of --schedule step, and this is constant"),
     ("forget", "--unlearn ssd --compile default {SOME}", "--compile has no effect: nothing is trained here"),
     ("forget", "--unlearn raw --no_aug {SOME}", "--no_aug has no effect: nothing is trained here"),

@@ -158,7 +158,7 @@ def test_network_that_only_vmap_can_stack_is_refused_in_bf16(tmp_path: Path, mon
     pool = Pool(tmp_path, quick(engine="auto"), make_toy(rt), SMALL, rt)
     monkeypatch.setattr(rt, "cuda", True)
     assert factory._suited(pool, 1) == "stack"
-    monkeypatch.setattr(engines.models, "new", lambda *args: TinyNet())
+    monkeypatch.setattr(engines.models, "new", lambda *args, **more: TinyNet())
     assert factory._suited(pool, 1) == "serial"
     monkeypatch.setattr(rt, "bf16", False)
     assert factory._suited(pool, 1) == "stack"

@@ -34,6 +34,7 @@ class RetrainConfig(RateConfig):
     schedule: str = hp("cosine", "the rate over the epochs; without the flag, the original's",
                        choices=SCHEDULES)
     alpha: float = hp(0.0, "weight of a constant l1 penalty; without the flag, the original's", low=0)
+    early_epochs: int = hp(0, "epochs in which a whitening layer's bias trains; without the flag, the original's", low=0)
     label_smoothing: float = hp(0.0, "share of the label spread over all classes; without the flag, the original's", low=0,
                                 below=1)
 

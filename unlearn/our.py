@@ -36,7 +36,7 @@ DEPARTS = ("three distinct layers (--our_layers published: the shipped code coun
 class OrthogonalConfig(ForgetPassConfig):
     """Orthogonality of the forget set's features, and random labels."""
 
-    optimizer: str = hp("adam", "how a step moves the weights; each as torch.optim has it", choices=("sgd", "adam", "adamw"))
+    optimizer: str = hp("adam", "how a step moves the weights", choices=("sgd", "adam", "adamw", "muon"))
     weight_decay: float = hp(0.0, "decay: added to the gradient (sgd, adam), or beside the step (adamw); never of a masked "
                              "weight", low=0)
     unlearn_lr: float = hp(1.2e-3, "learning rate of the first phase", above=0)

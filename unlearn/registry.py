@@ -371,8 +371,10 @@ def method_rows(names: list[str]) -> list[tuple[str, str, str, str]]:
             default = "(off)" if default is False else "(see --help)" if default is None else default
             others = [f"{p}: {v[field.name]}" for p, v in method.per_protocol.items() if field.name in v]
             if field.name in method.inherits:
-                default, others = "as the original", []
+                continue
             flags.append(f"--{field.name} {default}" + (f" ({', '.join(others)})" if others else ""))
+        if method.inherits:
+            flags.append(f"as the original: {' '.join(f'--{name}' for name in method.inherits)}")
         rows.append((method.name, method.summary, ", ".join(flags) or "none", method.source))
     return rows
 
