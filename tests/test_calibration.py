@@ -19,13 +19,17 @@ from pools import make_pool, make_toy
 import arg_parser
 import calibration
 import commands
+import dataset
 import main_calibrate
+import models
+from dataset import DataConfig
 from memorization import engines, events, factory
 from models import ModelConfig
+from report import missing
 from trainer import Descent, ScheduleConfig, cross_entropy, predict
 from unlearn import persample
 from unlearn.saliency import saliency
-from utils import BadInput, Run, Runtime, RuntimeConfig, machine
+from utils import BadInput, Run, Runtime, RuntimeConfig, Saved, machine
 from utils.machine import Network
 
 DIGITS = Network("resnet8s", False, None, 8)
@@ -154,6 +158,13 @@ def test_an_explicit_precision_and_a_later_stage_meet_the_same_folder(cache: Pat
     assert "--precision fp32" in " ".join(commands.command_of(run))
 
 
+def test_the_command_of_a_missing_retrain_states_what_would_else_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"device": RuntimeConfig().resolved().device, "precision": RuntimeConfig(device="cpu").resolved().precision}
+    for native, words in ((False, []), (True, ["--precision", "fp32"])):
+        monkeypatch.setattr(machine, "native_bf16", lambda native=native: native)
+        assert missing._machine({"setup": theirs}) == (words if theirs["device"] == "cpu" else [])
+
+
 def test_turns_are_taken_by_all_and_the_first_does_not_count() -> None:
     """Against a written-out clock: seconds of each call, in order."""
     now, calls = [0.0], {"a": [50.0, 1.0, 2.0, 9.0], "b": [50.0, 3.0, 3.0, 3.5]}
@@ -276,6 +287,12 @@ def test_what_was_calibrated_is_read_recorded_and_overruled_by_flags(cache: Path
     assert (other.eval_batch, other.threads, other.layout) == (128, None, "channels_last")
 
 
+def test_what_is_kept_later_stands_beside_what_was_kept_before(cache: Path) -> None:
+    for values in ({"eval_batch": 7, "threads": 1}, {"bf16_speed": 2.0}, {"threads": 2}):
+        machine.write("cpu", DIGITS, values, {})
+    assert machine.read("cpu", DIGITS) == {"eval_batch": 7, "threads": 2, "bf16_speed": 2.0}
+
+
 def test_a_calibrated_run_is_the_same_run(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It meets the folder of one that was not; the record says what was read."""
     first = shell.train(tmp_path / "runs")
@@ -306,6 +323,17 @@ def test_predictions_do_not_depend_on_evaluation_batch_or_layout(layout: str) ->
     assert all(strides) and all((outputs[0] - other).abs().max() <= 1e-5 for other in outputs[1:])
     default = predict(tiny_net(quiet_runtime()).eval(), make_data(quiet_runtime()).loader("test"), quiet_runtime())[0]
     assert (outputs[0] - default).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("layout", list(machine.LAYOUTS))
+def test_new_and_loaded_networks_lie_as_asked_for(layout: str, original: Saved) -> None:
+    rt = Runtime(dataclasses.replace(quiet_runtime().cfg, layout=layout))
+    data = dataset.load(DataConfig(dataset="digits", classes="0-2"), rt)
+    made = models.new(ModelConfig(arch="resnet8s"), data, rt, "x"), models.load(original.folder / "model.pt", ModelConfig(
+        arch="resnet8s"), data, rt)[0]
+    for model in made:
+        lie = [p.is_contiguous(memory_format=rt.layout) for p in model.parameters() if p.dim() == 4]
+        assert lie and all(lie)
 
 
 @pytest.mark.parametrize("aug", [False, True])

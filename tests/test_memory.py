@@ -169,24 +169,31 @@ def test_peaks_follow_a_written_out_timeline() -> None:
     def reset() -> None:
         mark[0] = held[0]
 
+    def enter(mib: float) -> None:
+        peak.begin()
+        hold(mib)
+
     peak = memory.Peak(lambda: mark[0], reset)
     hold(5)
     assert peak.value() == 5
     hold(1)
-    peak.begin()
+    enter(7)
     hold(2)
-    peak.begin()
-    hold(9)
-    hold(1)
-    assert peak.value() == 9
-    peak.end()
-    peak.begin()
-    hold(3)
+    enter(3)
     assert peak.value() == 3
     peak.end()
+    assert peak.value() == 7  # before the inner one began
+    hold(1)
+    enter(9)
+    hold(1)
+    enter(4)
+    peak.end()
     assert peak.value() == 9
     peak.end()
-    peak.begin()
+    assert peak.value() == 9  # of the inner one, which another inside it had counted anew
+    peak.end()
+    hold(1)
+    enter(3)
     assert peak.value() == 3
 
 

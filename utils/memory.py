@@ -79,9 +79,7 @@ class Peak:
         self._reset()
 
     def end(self) -> None:
-        seen = self.value() or 0.0
-        self._open.pop()
-        self._open[-1:] = [max(seen, last) for last in self._open[-1:]]
+        self._open.pop()  # what it held is in the count still, or went to those around it when a later one began
 
     def value(self) -> float | None:
         """Of the innermost open run, else of the process."""
