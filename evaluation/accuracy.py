@@ -15,7 +15,8 @@ import models
 from dataset import Data
 from evaluation import mia, separation, tow
 from evaluation.mia import DRAWS, FITS
-from trainer import predict, predict_all
+from evaluation.predicted import outputs
+from trainer import predict
 from utils import BadInput, Config, Kept, Run, Runtime, hp, read_arrays, say
 
 ASKED = 500  # training images that a bare file is asked about
@@ -102,14 +103,8 @@ def check(data: Data, cfg: EvaluationConfig) -> None:
 
 def evaluate(model: nn.Module, data: Data, rt: Runtime, run: Run, cfg: EvaluationConfig) -> dict[str, Any]:
     """Predict retain, forget, val and test once, keep the logits in outputs.npz, and put all metrics into the record."""
-    arrays: dict[str, np.ndarray] = {}
     with run.timed(rt, "evaluate"):
-        parts = [part for part in PARTS if len(data.index(part))]
-        found = predict_all(model, [data.loader(part) for part in parts], rt)
-        for part, (logits, labels) in zip(parts, found, strict=True):
-            arrays |= {f"{part}_index": data.index(part), f"{part}_labels": labels.cpu().numpy(),
-                       f"{part}_logits": logits.cpu().numpy()}
-        arrays |= data.subclasses()
+        arrays = outputs(model, data, rt, run, [part for part in PARTS if len(data.index(part))]) | data.subclasses()
         metrics = summarise(arrays, data.splits.whole_classes, cfg, rt.cfg.seed)
         metrics["collapsed"] = broken(model, run) or metrics["collapsed"]
     run.save_arrays("outputs.npz", **arrays)
@@ -171,11 +166,13 @@ def standing(original: models.Original, facts: dict[str, Any], model: nn.Module,
 
 
 def evaluate_original(model: nn.Module, data: Data, rt: Runtime, run: Run) -> dict[str, Any]:
-    """Accuracies (%) of an original model on train, val and test."""
+    """Accuracies (%) of an original model on train, val and test; its logits stay in outputs.npz for what starts from it."""
     with run.timed(rt, "evaluate"):
         parts = [part for part in ("train", "val", "test") if len(data.index(part))]
-        found = predict_all(model, [data.loader(part) for part in parts], rt)
-        metrics = {part: 100 * tow.accuracy(*outputs) for part, outputs in zip(parts, found, strict=True)}
+        arrays = outputs(model, data, rt, run, parts)
+        sides = {part: outputs_of(arrays, part) for part in parts}
+        metrics = {part: 100 * tow.accuracy(side.logits, side.labels) for part, side in sides.items()}
+    run.save_arrays("outputs.npz", **arrays)
     run.result(metrics=metrics)
     return metrics
 

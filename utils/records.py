@@ -31,6 +31,7 @@ FORM: dict[Any, Any] = {
     "settings": {...: {...: VALUE}, "rt?": {"seed": (int,), ...: VALUE}}, "seconds": {...: NUMBER},
     "images_read?": {...: (int,)}, "files?": {...: (int,)},
     "parent?": ORIGIN, "data_key?": TEXT, "split_key?": TEXT, "images_key?": TEXT,
+    "outputs?": {...: VALUE, "parts": [TEXT]},
     "metrics?": METRICS, "before?": (METRICS, [TEXT], [{...: VALUE}], {...: VALUE}), "evaluation?": {...: VALUE},
     "whole_classes?": [(int,)], "whole_subclasses?": [(int,)], "forget_size?": (int,), "train_size?": (int,),
     "groups?": {...: (int,)}, "collapsed?": SWITCH, "diverged?": TEXT,
