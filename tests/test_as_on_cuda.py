@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import quiet_runtime, tiny_net
-from pools import make_setup, refusal, subsets
+from pools import SMALL, make_setup, make_toy, quick, refusal, subsets
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from dataset import Batch, Data
+from dataset import Batch, Data, DataConfig
 from memorization import engines, entanglement, events, factory
 from memorization.engines import Setup
+from memorization.factory import Pool
 from memorization.stack import Stack
 from models.layers import AveragePool
 from pruner import mask
@@ -251,6 +253,27 @@ def test_every_process_sees_one_card(visible: str | None, gpus: int, workers: in
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [place.get("CUDA_VISIBLE_DEVICES") for place in factory._places(workers, gpus)] == expected
+
+
+@pytest.mark.parametrize(("typed", "cards", "missing", "expected"), [
+    (None, 1, 8, []), (4, 1, 8, ["0"] * 4), (None, 3, 8, ["0", "1", "2"]), (5, 3, 8, ["0", "1", "2", "0", "1"]),
+    (None, 4, 2, ["0", "1"])])
+def test_pool_starts_a_process_for_each_card(typed: int | None, cards: int, missing: int, expected: list[str], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a count of cards of our own and processes that are only noted; with one card and no number typed, auto stacks."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rt, seen = quiet_runtime(), []
+    pool = Pool(tmp_path, quick(models=8, engine="auto", pool_workers=typed), make_toy(rt), SMALL, rt, DataConfig())
+    monkeypatch.setattr(rt, "cuda", True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(engines, "pace", lambda *args: 1.0)
+    monkeypatch.setattr(engines, "fitting", lambda setup, subset, size: (size, 1.0))
+    monkeypatch.setattr(engines, "spread", lambda work, order, numbers, places: seen.extend(places))
+    way = factory._way(pool, list(range(missing)))
+    if expected:
+        way.train(list(range(missing)))
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in seen] == expected
+    assert way.text == (f"on {len(expected)} processes" if expected else "with 4 at once")
 
 
 # ----------------------------------------------------------------------------------------------------------- the memory
