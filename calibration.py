@@ -30,9 +30,9 @@ SURE = 1.1  # times as fast as float32 that bf16 has to be
 WORTH = 1.05  # times as fast as the default that anything else has to be
 ROUNDS = 3  # at least, of which the median counts
 SHORT, SMALL, LARGE = 0.03, 16, 256  # seconds that a step should take at least; images in it, from and to
-CLASSES, EVALUATED = 10, 1024
-EVAL_BATCHES = {"cpu": (32, 64, 128, 256, 512), "cuda": (256, 512, 1024)}
-COMMON = ("resnet20s", "resnet18", "vgg16_bn")
+CLASSES, EVALUATED = 10, {"cpu": 512, "cuda": 8192}
+EVAL_BATCHES = {"cpu": (64, 128, 256, 512), "cuda": (256, 512, 1024, 2048)}
+COMMON = ("cifarnet", "resnet20s", "resnet18", "vgg16_bn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def steps(cfg: RuntimeConfig, network: Network, images: int) -> Callable[[], Non
 def predictions(cfg: RuntimeConfig, network: Network, eval_batch: int) -> Callable[[], None]:
     """A prediction of some images, ``eval_batch`` at once."""
     rt, model = _made(cfg, network)
-    loader = _loader(rt, network, EVALUATED, eval_batch)
+    loader = _loader(rt, network, EVALUATED[cfg.device], eval_batch)
 
     def look() -> None:
         _threads(rt)

@@ -379,7 +379,7 @@ def test_another_choice_than_the_default_has_to_be_worth_it(speeds: dict[str, fl
 
 def test_calibration_from_the_shell_is_read_by_the_next_run(cache: Path, monkeypatch: pytest.MonkeyPatch,
                                                             capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(calibration, "EVALUATED", 64)
+    monkeypatch.setattr(calibration, "EVALUATED", {"cpu": 64})
     main_calibrate.main(["--arch", "resnet8s", "--image_size", "8", "--budget", "0.01", "--device", "cpu"])
     said = capsys.readouterr().out
     known = machine.read("cpu", DIGITS)
