@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,20 +60,21 @@ def jobs(out: str, seeds: list[int]) -> list[Job]:
             Job("analysis_mia", tables, "tables and figures of membership inference", made)]
 
 
-def plain(base: list[str], who: str, out: str, kind: str, after: tuple[Job, ...]) -> list[Job]:
-    """Retrain, the methods and SalUn on one forget set."""
-    tuned = recipe.read(RECIPE)
+def plain(base: list[str], who: str, out: str, kind: str, after: tuple[Job, ...], file: Path = RECIPE,
+          methods: Sequence[str] = METHODS) -> list[Job]:
+    """Retrain, the methods and SalUn on one forget set, with the settings that a recipe has for this kind of set."""
+    tuned = recipe.read(file)
     mask = Job("generate_mask", [*base, "--density", "0.5"], f"{who} · mask", after)
     found = [Job("main_forget", [*base, "--unlearn", name, *recipe.flags(tuned.get(name, {}), kind)], f"{who} · {name}", after)
-             for name in ("retrain", *METHODS)]
+             for name in ("retrain", *methods)]
     salun = [*base, "--unlearn", "RL", "--path", out, *recipe.flags(tuned["RL"], kind)]
     return [mask, *found, Job("main_random", salun, f"{who} · SalUn", (mask,))]
 
 
-def plans(base: list[str], who: str, after: tuple[Job, ...]) -> list[Job]:
+def plans(base: list[str], who: str, after: tuple[Job, ...], file: Path = RECIPE, plan: str = PLAN) -> list[Job]:
     """RUM, and for each method RUM^F with its controls."""
-    tuned = recipe.read(RECIPE)
-    found = [Job("main_rum", [*base, "--plan", PLAN, "--plan_label", "RUM"], f"{who} · RUM", after)]
+    tuned = recipe.read(file)
+    found = [Job("main_rum", [*base, "--plan", plan, "--plan_label", "RUM"], f"{who} · RUM", after)]
     for name in REFINED:
         own = [*base, "--unlearn", name, *recipe.flags(tuned[name], "mix")]
         for label, more in (("RUM^F", []), ("shuffle", ["--shuffle"]), ("vanilla", ["--plan_name", "vanilla"])):
