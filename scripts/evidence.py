@@ -46,7 +46,6 @@ def table(args: argparse.Namespace) -> list[Job]:
 
 def rum(args: argparse.Namespace) -> list[Job]:
     """Scores first, then all that is chosen by them."""
-    size = ["--num_indexes_to_replace", str(args.group)]
     shards = max(1, args.models // MODELS_IN_A_JOB)
     pool = tuple(Job("main_memorization", [*where(args), *network(args), "--models", str(args.models), "--pool_epochs",
                                            str(args.epochs), "--engine", "serial", "--shard", f"{i}/{shards}"],
@@ -58,10 +57,11 @@ def rum(args: argparse.Namespace) -> list[Job]:
         found += [Job("main_memorization", [*base, "--mem_proxy", name, *(["--ft_epochs", "2"] if name == "ho_ret" else [])],
                       f"{who} · proxy {name}", after) for name in PROXIES]
         for kind in ("low", "mid", "high", "mix"):
-            chosen = [*base, "--mem", kind, *(size if kind != "mix" else ["--num_indexes_to_replace", str(3 * args.group)])]
+            chosen = [*base, "--mem", kind, "--num_indexes_to_replace", str(args.group * (3 if kind == "mix" else 1))]
             found += demo.plain(chosen, f"{who} · {kind}", args.save_dir, kind, after, RECIPE, GROUPED)
             plan = recipe.plan("RL", recipe.read(RECIPE)["RL"]).split()
-            found += demo.plans(chosen, f"{who} · mix", after, RECIPE, " ".join(["low:raw", *plan[1:]])) if kind == "mix" else []
+            if kind == "mix":
+                found += demo.plans(chosen, f"{who} · mix", after, RECIPE, " ".join(["low:raw", *plan[1:]]))
     return found
 
 
