@@ -18,7 +18,7 @@ from trainer import predict_all
 @row("evaluation", "accuracies of all parts and the membership attack, a tenth of CIFAR-10's size", seconds=300)
 def evaluation(c: Context) -> Iterator[Case]:
     size = c.size(100, 4)  # a hundredth of the training images
-    arch, read = "resnet8s" if c.quick else "resnet20s", {}
+    arch, read = c.arch("resnet20s"), {}
 
     def parts() -> Any:
         data, arrays = make_data(c.rt, 50 * size, 10 * size, 3 * size)

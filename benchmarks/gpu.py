@@ -46,8 +46,9 @@ AT_LEAST = {"steps": 60, "quiet": 10, "original": 40, "methods": 60, "parity": 1
 class Size:
     """What is measured, at full size or as a toy."""
 
+    toy: bool
     arch: str
-    dataset: str
+    data: tuple[str, ...]
     epochs: int
     batches: tuple[int, ...]
     steps: int
@@ -57,8 +58,10 @@ class Size:
 
     @classmethod
     def of(cls, toy: bool) -> Size:
-        return cls("resnet8s", "digits", 1, (8, 12), 2, 20, 1, 2) if toy else cls(
-            "resnet18", "cifar10", 30, (256, 1024), 60, 3000, None, 4)
+        if toy:
+            words = ("--dataset", "digits", "--classes", "0-2", "--batch_size", "64")
+            return cls(True, "resnet8s", words, 1, (8, 12), 2, 20, 1, 2)
+        return cls(False, "resnet18", ("--dataset", "cifar10", "--no_download"), 30, (256, 1024), 60, 3000, None, 4)
 
 
 @dataclasses.dataclass
@@ -84,11 +87,14 @@ class Bench:
         execute([stage, *map(str, (*base, *words))], max(1.0, self.left))
         return time.perf_counter() - start
 
+    @property
+    def training(self) -> list[Any]:
+        """The flags of an original."""
+        return [*self.size.data, "--data", self.data, "--arch", self.size.arch, "--epochs", self.size.epochs, "--no_aug"]
+
     def original(self, seed: int) -> Saved:
         """The original of a seed, trained where it is not there yet."""
-        data = ["--data", self.data, "--no_download"] if self.size.dataset == "cifar10" else []
-        words = ["--dataset", self.size.dataset, "--arch", self.size.arch, "--epochs", self.size.epochs, "--no_aug", *data]
-        took = self.call("main_train.py", *words, seed=seed)
+        took = self.call("main_train.py", *self.training, seed=seed)
         (found,) = [run for run in find_runs(self.save_dir, ("train",)) if run.setting("seed") == seed]
         self.found.setdefault("original", took)
         return found
@@ -251,8 +257,7 @@ def block_original(b: Bench) -> str:
 def rows_of(b: Bench, seed: int) -> Iterator[tuple[str, float, Saved]]:
     """(row, wall seconds of its process, its run) of the nine methods on the original of a seed."""
     original, entries = b.original(seed), recipe.read(RECIPE)
-    chosen = ["--checkpoint", original.folder, "--num_indexes_to_replace", b.size.forget]
-    chosen += ["--data", b.data] if b.size.dataset == "cifar10" else []
+    chosen = ["--checkpoint", original.folder, "--data", b.data, "--num_indexes_to_replace", b.size.forget]
     for name, stage in METHODS.items():
         words = recipe.flags(entries[name]) if name in entries else []
         if b.size.method_epochs is not None:
@@ -285,9 +290,7 @@ def block_parity(b: Bench) -> str:
     slow = []
     for seed in b.seeds:
         other = dataclasses.replace(b, save_dir=b.save_dir / "float32")
-        data = ["--data", b.data, "--no_download"] if b.size.dataset == "cifar10" else []
-        other.call("main_train.py", "--dataset", b.size.dataset, "--arch", b.size.arch, "--epochs", b.size.epochs, "--no_aug",
-                   "--precision", "fp32", "--deterministic", *data, seed=seed)
+        other.call("main_train.py", *b.training, "--precision", "fp32", "--deterministic", seed=seed)
         (run,) = [one for one in find_runs(other.save_dir, ("train",)) if one.setting("seed") == seed]
         slow.append(run.record["metrics"]["test"])
     apart = statistics.fmean(quick) - statistics.fmean(slow)
@@ -300,10 +303,9 @@ def block_parity(b: Bench) -> str:
 
 
 def block_pool(b: Bench) -> str:
-    data = ["--data", b.data, "--no_download"] if b.size.dataset == "cifar10" else []
-    shards = 400 // b.size.models
-    took = b.call("main_memorization.py", "--dataset", b.size.dataset, "--arch", b.size.arch, "--models", 400, "--shard",
-                  f"1/{shards}", *data, *(["--recipe", "fast", "--pool_epochs", 1] if b.size.epochs == 1 else []))
+    shard = ["--models", 400, "--shard", f"1/{400 // b.size.models}"]
+    took = b.call("main_memorization.py", *b.size.data, "--data", b.data, "--arch", b.size.arch, *shard,
+                  *(["--recipe", "fast", "--pool_epochs", 1] if b.size.toy else []))
     b.found["G6"] = took / b.size.models
     each = took / b.size.models
     return f"{b.size.models} of 400 models by the default engine: {took:.1f} s, {each:.2f} s each, start included."
@@ -356,7 +358,7 @@ def run(b: Bench, names: list[str], keep: Callable[[str], None]) -> str:
     """The blocks that fit; ``keep`` gets the text so far after each."""
     parts: list[str] = []
     for name in names:
-        if b.left < AT_LEAST[name] and b.size.dataset == "cifar10":
+        if b.left < AT_LEAST[name] and not b.size.toy:
             told = f"Left out: {b.left:.0f} s of the budget are left and it takes {AT_LEAST[name]} at least."
         else:
             start = time.monotonic()

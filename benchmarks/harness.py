@@ -66,6 +66,9 @@ class Context:
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 
+    def arch(self, full: str) -> str:
+        return "resnet8s" if self.quick else full
+
 
 Side = Callable[[], Callable[[], Any]]  # makes what is measured
 

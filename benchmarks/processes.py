@@ -61,7 +61,7 @@ def prepare(c: Context, train: int, test: int, forget: int, arch: str = "resnet2
 @row("forget", "FT with evaluation as a whole process, a tenth of CIFAR-10's size", seconds=420)
 def forget(c: Context) -> Iterator[Case]:
     train, test, gone = (5000, 1000, 300) if not c.quick else (100, 40, 12)
-    arch = "resnet8s" if c.quick else "resnet20s"
+    arch = c.arch("resnet20s")
     found = prepare(c, train, test, gone, arch)
     yield Case(f"FT, 1 epoch, {arch}, {train:,} images, a process", {
         "ours": command(found.ours), "plain": command(found.plain)}, in_process=False)

@@ -16,7 +16,7 @@ SHARE = 0.05  # of the weights that stay
 
 @row("synflow", "rounds of SynFlow on resnet18 to 95 %", seconds=60)
 def flow(c: Context) -> Iterator[Case]:
-    arch, rounds = ("resnet8s", 2) if c.quick else ("resnet18", 5)
+    arch, rounds = c.arch("resnet18"), c.size(5, 2)
 
     def ours() -> Callable[[], Any]:
         model = make_model(c.rt, arch)
@@ -37,7 +37,7 @@ def flow(c: Context) -> Iterator[Case]:
 
 @row("omp", "a prune by magnitude, and training under its mask", seconds=90)
 def omp(c: Context) -> Iterator[Case]:
-    arch, images, batch = "resnet8s" if c.quick else "resnet18", c.size(1280, 40), c.size(256, 20)
+    arch, small, images, batch = c.arch("resnet18"), c.arch("resnet20s"), c.size(1280, 40), c.size(256, 20)
 
     def our_prune() -> Callable[[], Any]:
         model = make_model(c.rt, arch)
@@ -63,8 +63,8 @@ def omp(c: Context) -> Iterator[Case]:
         return run
 
     def our_training() -> Callable[[], Any]:
-        data, _ = whole(c, "resnet20s", images, batch)
-        model = make_model(c.rt, "resnet20s")
+        data, _ = whole(c, small, images, batch)
+        model = make_model(c.rt, small)
         free = magnitude.keep_largest(magnitude.magnitudes(magnitude.prunable(model)), 1 - SHARE)
         magnitude.apply_mask(model, free)
         opt = Descent(model, ScheduleConfig(), lr=RATE, epochs=1, rt=c.rt, purpose="benchmark", mask=free)
@@ -74,8 +74,8 @@ def omp(c: Context) -> Iterator[Case]:
     def plain_training() -> Callable[[], Any]:
         from benchmarks import plain
 
-        _, (x, y) = whole(c, "resnet20s", images, batch)
-        model = make_model(c.rt, "resnet20s", channels_last=False)
+        _, (x, y) = whole(c, small, images, batch)
+        model = make_model(c.rt, small, channels_last=False)
         plain.prune_globally(model, 1 - SHARE)
         optimizer, batches = sgd(model), plain.loader(x, y, batch, train=True)
         return lambda: plain.train_epoch(model, batches, optimizer)
@@ -85,4 +85,4 @@ def omp(c: Context) -> Iterator[Case]:
         return {"layers that keep another number": sum(a != b for a, b in pairs)}
 
     yield Case(f"prune {arch} by magnitude", {"ours": our_prune, "plain": plain_prune}, check=apart)
-    yield Case("epoch of a pruned resnet20s", {"ours": our_training, "plain": plain_training}, work=images, unit="img/s")
+    yield Case(f"epoch of a pruned {small}", {"ours": our_training, "plain": plain_training}, work=images, unit="img/s")

@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import Context, Line, Spread
 from utils import write_atomic
 from utils.files import git_commit
-from utils.runtime import processor
+from utils.machine import processor
 
 PLACE = Path(__file__).resolve().parent / "RESULTS.md"
 SECTION = "## `make bench`: "

@@ -8,6 +8,7 @@ one autograd call an example through the graph of a batch (fisher), one backward
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from unlearn import influence, persample
 ARCH = "resnet20s"
 LOOP, RANKS, GRAPH, SHARE, CLASSES = (400, 12), (200, 10), (128, 8), (32, 4), (64, 8)  # examples, and at toy size
 COUNT, DAMPING = 1000, 1.0
+EXACT = "off float64"  # ours; a plain way in float32 rounds too
 
 
 def one_by_one(model: nn.Module, batches: Any) -> Any:
@@ -73,6 +75,13 @@ def closed_form(rows: Tensor, v: Tensor) -> Tensor:
     return (v - rows.T @ share.float()) / DAMPING
 
 
+def solved(rows: Tensor, v: Tensor) -> Tensor:
+    """(damping I + G^T G / n)^-1 v in float64, by a dense solve over the examples."""
+    g, u, n = rows.double(), v.double(), len(rows)
+    inside = n * DAMPING * torch.eye(n, dtype=g.dtype, device=g.device) + g @ g.T
+    return (u - g.T @ torch.linalg.solve(inside, g @ u)) / DAMPING
+
+
 def diagonal(model: nn.Module, x: Tensor, y: Tensor, share: int) -> list[Tensor]:
     """Mean square of the gradients of the first examples of a batch, one call each through the batch's graph."""
     likelihood = nn.functional.log_softmax(model(x), 1)[torch.arange(len(y), device=y.device), y]
@@ -101,13 +110,13 @@ def setting(c: Context, count: int) -> tuple[Any, Any, Any]:
     """A loader of so many retained examples, the same as arrays, and a vector of the model's size."""
     data, (x, y, *_) = make_data(c.rt, c.size(1422, 100), 16, c.size(128, 10))
     index = data.splits.retain[:count]
-    size = sum(p.numel() for p in make_model(c.rt, ARCH).parameters())
+    size = sum(p.numel() for p in make_model(c.rt, c.arch(ARCH)).parameters())
     v = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.01  # on the host, so that every device has the same
     return data.subset(index), (x[index], y[index]), v.to(c.rt.device)
 
 
 def ours_and_plain(c: Context) -> tuple[nn.Module, nn.Module]:
-    ours, theirs = (make_model(c.rt, ARCH, channels_last).eval() for channels_last in (True, False))
+    ours, theirs = (make_model(c.rt, c.arch(ARCH), channels_last).eval() for channels_last in (True, False))
     return ours, theirs
 
 
@@ -144,7 +153,7 @@ def bench_influence(c: Context) -> Iterator[Case]:
     sides = {"ours": lambda: lambda: influence.published_recursion(ours, samples, v.double(), COUNT),
              "plain": lambda: lambda b=singles(*arrays, theirs): recursion(theirs, b, v)}
     for told, threads in (("", None), (", one thread", 1)):
-        yield Case(f"influence recursion {ARCH}, {count} examples{told}", sides, check=apart(), threads=threads)
+        yield Case(f"influence recursion {c.arch(ARCH)}, {count} examples{told}", sides, check=apart(), threads=threads)
 
 
 @row("woodfisher", "textbook WoodFisher in closed form against the recursion over 200 examples", seconds=60)
@@ -152,14 +161,18 @@ def bench_woodfisher(c: Context) -> Iterator[Case]:
     count = c.size(*RANKS)
     samples, arrays, v = setting(c, count)
     ours, theirs = ours_and_plain(c)
-    kept, name = v / DAMPING, f"textbook WoodFisher {ARCH}, {count} examples"
+    kept, name = v / DAMPING, f"textbook WoodFisher {c.arch(ARCH)}, {count} examples"
 
     def given(solve: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
         rows = persample.gradients(ours, samples)
         return lambda: solve(rows, v)
 
+    def checked(answers: dict[str, Any]) -> dict[str, Any]:
+        exact = solved(persample.gradients(ours, samples), v)
+        return apart(kept)(answers) | {EXACT: gap(answers["ours"] - kept, exact - kept)}
+
     mine = {"ours": lambda: given(closed_form)}
-    yield Case(name, mine | {"plain": lambda: given(ranks)}, check=apart(kept))
+    yield Case(name, mine | {"plain": lambda: given(ranks)}, check=checked)
     yield Case(f"{name}, plain by matrix products", mine | {
         "plain": lambda: given(lambda rows, v: ranks(rows, v, together=True))}, check=apart(kept))
     yield Case(f"{name}, gradients included", {
@@ -179,7 +192,7 @@ def bench_fisher(c: Context) -> Iterator[Case]:
         images, labels = next(iter(singles(*arrays, theirs, batch_size=graph)))
         return lambda: persample.flat(diagonal(theirs, images, labels, share))
 
-    yield Case(f"per-example Fisher {ARCH}, {share} of a batch of {graph}",
+    yield Case(f"per-example Fisher {c.arch(ARCH)}, {share} of a batch of {graph}",
                {"ours": lambda: lambda: persample.flat(persample.squared(ours, part).values()), "plain": plain_side},
                check=apart())
 
@@ -190,7 +203,13 @@ def bench_fisher_new(c: Context) -> Iterator[Case]:
     samples, arrays, _ = setting(c, count)
     ours, theirs = ours_and_plain(c)
     samples.batch_size = 32
-    yield Case(f"published fisher_new {ARCH}, {count} examples", {
+
+    def checked(answers: dict[str, Any]) -> dict[str, Any]:
+        batches = [(x.double(), y) for x, y in singles(*arrays, theirs, batch_size=32)]
+        exact = persample.flat(class_loop(copy.deepcopy(theirs).double(), batches))
+        return apart()(answers) | {EXACT: gap(answers["ours"], exact)}
+
+    yield Case(f"published fisher_new {c.arch(ARCH)}, {count} examples", {
         "ours": lambda: lambda: persample.flat(persample.squared_means(ours, samples, persample.every_label).values()),
         "plain": lambda: lambda b=singles(*arrays, theirs, batch_size=32): persample.flat(class_loop(theirs, b))},
-        check=apart())
+        check=checked)

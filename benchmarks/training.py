@@ -16,8 +16,7 @@ from pruner.mask import largest
 from trainer import Descent, ScheduleConfig, cross_entropy
 from unlearn import METHODS
 from unlearn.saliency import saliency
-from utils import Runtime, RuntimeConfig
-from utils.runtime import processor
+from utils import Runtime, RuntimeConfig, machine
 
 RATE = 0.01
 EPOCHS = {"resnet20s": (1280, 256), "resnet18": (256, 128), "vgg16_bn": (256, 128), "cifarnet": (2000, 500)}  # images, batch
@@ -73,7 +72,7 @@ def loader(c: Context) -> Iterator[Case]:
 @row("epoch", "training epochs: resnet20s (on one thread too), resnet18, vgg16_bn, cifarnet", seconds=420)
 def epoch(c: Context) -> Iterator[Case]:
     for arch, (images, batch) in EPOCHS.items():
-        if arch not in ARCHS:
+        if arch not in ARCHS or (c.quick and arch in ("resnet18", "vgg16_bn")):  # seconds even for one image
             continue
         size = c.size(images, 4), c.size(batch, 2)
         sides = {"ours": lambda a=arch, s=size: our_epoch(c, a, *s), "plain": lambda a=arch, s=size: plain_epoch(c, a, *s)}
@@ -89,18 +88,18 @@ def epoch(c: Context) -> Iterator[Case]:
 
 @row("saliency", "the mask of half the weights by the gradient of the forget loss", seconds=30)
 def mask(c: Context) -> Iterator[Case]:
-    count = c.size(512, 20)
+    count, arch = c.size(512, 20), c.arch("resnet20s")
 
     def ours() -> Callable[[], Any]:
         data, _ = make_data(c.rt, 2 * count, 16, count)
-        model = make_model(c.rt, "resnet20s")
+        model = make_model(c.rt, arch)
         return lambda: largest(saliency(model, data.loader("forget", batch_size=256)), (0.5,))[0.5]
 
     def theirs() -> Callable[[], Any]:
         from benchmarks import plain
 
         data, (x, y, *_) = make_data(c.rt, 2 * count, 16, count)
-        model, forget = make_model(c.rt, "resnet20s", channels_last=False), data.splits.forget
+        model, forget = make_model(c.rt, arch, channels_last=False), data.splits.forget
         batches = plain.loader(x[forget], y[forget])
         return lambda: plain.saliency_mask(model, batches, 0.5)
 
@@ -109,16 +108,16 @@ def mask(c: Context) -> Iterator[Case]:
         apart = sum(int((ours[name].cpu() != (theirs[name] > 0).cpu()).sum()) for name in ours)
         return {"share of the mask that differs": apart / sum(part.numel() for part in ours.values())}
 
-    yield Case("saliency mask resnet20s", {"ours": ours, "plain": theirs}, work=count, unit="img/s", check=other)
+    yield Case(f"saliency mask {arch}", {"ours": ours, "plain": theirs}, work=count, unit="img/s", check=other)
 
 
 @row("mask", "an epoch of random labels with a strict mask: against none, and against the plain way", seconds=80)
 def masked(c: Context) -> Iterator[Case]:
-    count, batch = c.size(1280, 40), c.size(256, 20)
+    count, batch, arch = c.size(1280, 40), c.size(256, 20), c.arch("resnet20s")
 
     def ours(strict: bool) -> Callable[[], Any]:
-        data, _ = whole(c, "resnet20s", count, batch)
-        model = make_model(c.rt, "resnet20s")
+        data, _ = whole(c, arch, count, batch)
+        model = make_model(c.rt, arch)
         free = {name: half_of(p) for name, p in model.named_parameters()} if strict else None
         method = METHODS["RL"]
         cfg = method.config(unlearn_epochs=1, unlearn_lr=RATE)
@@ -127,14 +126,14 @@ def masked(c: Context) -> Iterator[Case]:
     def theirs() -> Callable[[], Any]:
         from benchmarks import plain
 
-        _, (x, y) = whole(c, "resnet20s", count, batch)
-        model = make_model(c.rt, "resnet20s", channels_last=False)
+        _, (x, y) = whole(c, arch, count, batch)
+        model = make_model(c.rt, arch, channels_last=False)
         free = {name: half_of(p).float() for name, p in model.named_parameters()}
         optimizer, batches = sgd(model), plain.loader(x, y, batch, train=True)
         return lambda: plain.train_epoch(model, batches, optimizer, free)
 
-    yield Case("RL with a strict mask, resnet20s", {"ours": lambda: ours(True), "no mask": lambda: ours(False)}, base="no mask")
-    yield Case("RL with a mask, resnet20s", {"ours": lambda: ours(True), "plain": theirs}, work=count, unit="img/s")
+    yield Case(f"RL with a strict mask, {arch}", {"ours": lambda: ours(True), "no mask": lambda: ours(False)}, base="no mask")
+    yield Case(f"RL with a mask, {arch}", {"ours": lambda: ours(True), "plain": theirs}, work=count, unit="img/s")
 
 
 def half_of(p: torch.Tensor) -> torch.Tensor:
@@ -144,21 +143,14 @@ def half_of(p: torch.Tensor) -> torch.Tensor:
 
 def native_bf16(rt: Runtime) -> bool:
     """Whether the device has units for bf16; emulated it is 12 to 20 times slower than float32."""
-    if rt.cuda:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+    return torch.cuda.is_bf16_supported(including_emulation=False) if rt.cuda else machine.native_bf16()
 
 
 @row("precision", "training in bf16 against float32, where the processor has units for it", seconds=120)
 def precision(c: Context) -> Iterator[Case]:
     if not native_bf16(c.rt) and not c.quick:
-        raise Skipped(f"{processor()} has no bf16 units")
-    for arch in [arch for arch in ("resnet20s", "cifarnet") if arch in ARCHS]:
+        raise Skipped(f"{machine.processor()} has no bf16 units")
+    for arch in [c.arch(arch) for arch in ("resnet20s", "cifarnet")[: c.size(2, 1)] if arch in ARCHS]:
         def side(how: str, arch: str = arch) -> Callable[[], Any]:
             rt = Runtime(RuntimeConfig(device=c.rt.device.type, precision=how, progress=False))
             return our_epoch(c, arch, c.size(1280, 8), c.size(256, 4), rt)

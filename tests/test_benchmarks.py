@@ -25,7 +25,7 @@ from utils import Runtime, RuntimeConfig
 FOLDER = Path(bench.__file__).parent
 EXACT = {"weights chosen otherwise": 0, "layers that keep another number": 0, "largest difference": 1e-12,
          "share of the mask that differs": 1e-3, "difference of variance": 1e-9, "difference of silhouette_all": 1e-9,
-         "relative difference": 1e-2}  # the textbook recursion rounds in float32
+         "relative difference": 1e-2, "off float64": 1e-4}  # the textbook recursion rounds in float32
 
 
 def started(words: Sequence[str], environment: Mapping[str, str] | None = None) -> Took:
