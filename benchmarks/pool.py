@@ -25,18 +25,18 @@ from memorization import engines, factory
 from memorization.factory import Pool, PoolConfig
 from models import ModelConfig
 
-ARCHS = ("resnet8s", "resnet20s")
+ARCHS = ("resnet8s", "resnet20s", "cifarnet")
 WORKERS, STACKED = 2, 4
 ALONE = "one after another, 1 thread"
 
 
-@row("pool", "models of a pool: the engines against one after another and against a plain loop", seconds=420)
+@row("pool", "models of a pool: the engines against one after another and against a plain loop", seconds=600)
 def pools(c: Context) -> Iterator[Case]:
     train, test = c.size(400, 30), c.size(80, 10)
     write_arrays(c.place, train, test)
     config = DataConfig(dataset="cifar10", data=str(c.place), download=False, any_size=True)
     data = dataset.load(config, c.rt)
-    for arch in ARCHS[: c.size(2, 1)]:
+    for arch in ARCHS[: c.size(len(ARCHS), 1)]:
         cfg = PoolConfig(models=96, fraction=0.8, pool_epochs=1, pool_batch=64)
         pool = Pool(c.place, cfg, data, ModelConfig(arch=arch), c.rt, config)
         pool.folder.mkdir(parents=True, exist_ok=True)
