@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 import calibration
 import commands
 import dataset
@@ -61,6 +63,9 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
                 if error.errno not in REFUSED or error.filename is None:
                     raise
                 parser.error(f"{error.filename}: {error.strerror}; name another file or folder, or get the right to this one")
+            except torch.OutOfMemoryError as error:  # the first sentences; the others list what is allocated
+                parser.error(f"{str(error).split('. GPU')[0]}; use a smaller --batch_size (of a pool: --pool_batch), or leave "
+                             "the GPU to this run alone; what was saved stays, and the same command goes on from there")
             except KeyboardInterrupt as stop:
                 if argv is not None:  # a caller in Python wants the exception
                     raise

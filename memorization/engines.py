@@ -307,6 +307,9 @@ def _worker(theirs: Connection, work: Callable[[Any], Callable[[int], float]], o
             theirs.send(("done", (number, do(number))))
     except (EOFError, ConnectionResetError, BrokenPipeError):  # nothing left to do, or the parent is gone
         return
+    except torch.OutOfMemoryError:
+        theirs.send(("bad", "the GPU's memory does not hold a model of each process; run again with fewer --pool_workers, and "
+                     "what is finished stays"))
     except CannotWrite as error:
         theirs.send(("full", str(error)))
     except BadInput as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shell
 import torch
 import torch.nn.functional as F
 from conftest import quiet_runtime, tiny_net
@@ -311,6 +312,27 @@ def test_model_that_does_not_fit_alone_ends_in_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Setup, "fit", full)
     refusal(lambda: list(engines.stacked(setup, cuts.__getitem__, range(2), 2)), "--pool_batch", "what is finished stays")
+
+
+def test_stage_whose_memory_runs_out_says_so_in_one_line_and_keeps_its_state(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's error, in the second of three epochs; then the same command goes on from the first."""
+    words, step, full = [*shell.THREE, "--epochs", 3, "--resume_every", 0], Descent._step, []
+
+    def raising(self: Descent, rate: float) -> None:
+        if self.at == 1 and not full:
+            full.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8 GiB.\nTrace")
+        step(self, rate)
+
+    monkeypatch.setattr(Descent, "_step", raising)
+    with pytest.raises(SystemExit) as end:
+        shell.call("main_train.py", *words, save_dir=tmp_path)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "Tried to allocate 2.00 GiB; use a smaller --batch_size" in said
+    assert "Trace" not in said and len(list(tmp_path.rglob("state.pt"))) == 1
+    shell.call("main_train.py", *words, save_dir=tmp_path)
+    assert shell.only(tmp_path, "train").record["status"] == "done"
 
 
 @pytest.mark.parametrize(("room", "left", "said"), [(80, 16, 0), (34, 13, 1), (30, 8, 1), (9, 3, 3), (3, 1, 4)])

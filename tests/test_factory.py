@@ -73,6 +73,8 @@ def explain(order: str) -> Callable[[int], float]:
     def act(number: int) -> float:
         if order == "bad" and number == 1:
             raise BadInput("model 1 cannot be")
+        if order == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if order == "full":
             raise CannotWrite("no room")
         if order == "error":
@@ -88,7 +90,8 @@ def explain(order: str) -> Callable[[int], float]:
 
 
 @pytest.mark.parametrize(("order", "kind", "words"), [
-    ("bad", BadInput, "model 1 cannot be"), ("full", CannotWrite, "no room"), ("error", RuntimeError, "KeyError: 'lost'")])
+    ("bad", BadInput, "model 1 cannot be"), ("large", BadInput, "fewer --pool_workers"),
+    ("full", CannotWrite, "no room"), ("error", RuntimeError, "KeyError: 'lost'")])
 def test_error_of_a_process_reaches_the_caller(order: str, kind: type[Exception], words: str,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same kind; a process's own code, run here at one end of the pipe. It computes on one thread."""
