@@ -192,9 +192,14 @@ def bench_fisher(c: Context) -> Iterator[Case]:
         images, labels = next(iter(singles(*arrays, theirs, batch_size=graph)))
         return lambda: persample.flat(diagonal(theirs, images, labels, share))
 
+    def checked(answers: dict[str, Any]) -> dict[str, Any]:
+        batches = [(x.double(), y) for x, y in singles(*(values[:share] for values in arrays), theirs)]
+        exact = torch.stack([g.square() for g in one_by_one(copy.deepcopy(theirs).double(), batches)]).mean(0)
+        return apart()(answers) | {EXACT: gap(answers["ours"], exact)}
+
     yield Case(f"per-example Fisher {c.arch(ARCH)}, {share} of a batch of {graph}",
                {"ours": lambda: lambda: persample.flat(persample.squared(ours, part).values()), "plain": plain_side},
-               check=apart())
+               check=checked)
 
 
 @row("fisher_new", "one backward pass for each class, as published", seconds=20)
