@@ -194,11 +194,13 @@ def locate(parent: Mapping[str, Any], save_dir: Path) -> Path | None:
     A folder of the old name is looked into first, then all that originals lie in, then raw's copies of them.
     """
     path = Path(parent["path"])
+    if os.path.isfile(path) and _hash(path) == parent["sha256"]:  # as nearly always; a save_dir may hold ten thousand others
+        return path
     again = [folder / path.parent.name / path.name for folder in sorted(save_dir.glob("*"))]
     stages = (*STAGES, "trojan", path.parts[-3] if len(path.parts) > 2 else "")
     below = sorted(save_dir.glob("*/*/model.pt"))
     rest = [*(file for file in below if file.parts[-3] in stages), *(file for file in below if "-raw-" in file.parts[-2])]
-    tried = dict.fromkeys([path, *again, save_dir / path.name, *rest])
+    tried = dict.fromkeys([*again, save_dir / path.name, *rest])
     return next((file for file in tried if os.path.isfile(file) and _hash(file) == parent["sha256"]), None)
 
 

@@ -26,10 +26,11 @@ import trainer
 from evaluation import accuracy
 from memorization import feldman
 from memorization.registry import Job
+from models import find_original, locate
 from report import answers, contrasts, margins, output
 from report.pairs import AnalysisConfig
 from unlearn import METHODS
-from utils import Kept, read_arrays, records
+from utils import Kept, Saved, read_arrays, read_record, records, sha256
 
 TIMES = (1, 2, 4)
 SETTINGS = 2
@@ -112,6 +113,21 @@ def test_the_memory_of_an_analysis_is_that_of_its_rows(growing: list[Path], monk
     each = (large - small) / 36
     assert (large - middle) / 24 == pytest.approx(each, rel=0.2)
     assert each < 45_000, f"{each:.0f} bytes a run, whose outputs are {outputs}"
+
+
+def test_an_original_is_found_among_any_number_of_finished_runs_by_its_own_record_alone(
+        growing: list[Path], original: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(records, "read_record", lambda folder: opened.append(folder) or read_record(folder))
+    monkeypatch.setattr(Path, "glob", None)
+    for number, root in enumerate(growing):
+        there = tmp_path / str(number)
+        there.mkdir()
+        (there / "forget").symlink_to(root / "forget")
+        (there / "train").symlink_to(original.folder.parent)
+        found = find_original({"save_dir": str(there)}, {})
+        assert found.record == original.record and len(opened) == number + 1
+        assert locate({"path": str(found.file), "sha256": sha256(found.file)}, there) == found.file
 
 
 # ------------------------------------------------------------------------------------------------------------- its readers

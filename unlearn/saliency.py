@@ -118,11 +118,13 @@ def _mask_file(path: Path, split_key: str, original: str) -> Path:
 
 def _one_run(root: Path, split_key: str, original: str) -> Path:
     """The folder of the one mask run there for this model and forget set."""
-    found, begun = find_runs(root, ("mask",)), find_runs(root, ("mask",), finished=False)
-    mine = (split_key, original)
-    fits, unfinished = ([run for run in runs if (run.record["split_key"], run.record["parent"]["sha256"]) == mine]
-                        for runs in (found, begun))
-    if not fits and unfinished:
+    found = find_runs(root, ("mask",))
+
+    def of_this(runs: list[Saved]) -> list[Saved]:
+        return [run for run in runs if (run.record["split_key"], run.record["parent"]["sha256"]) == (split_key, original)]
+
+    fits = of_this(found)
+    if not fits and (unfinished := of_this(find_runs(root, ("mask",), finished=False))):
         raise Unfinished(f"--path {root}", unfinished[-1])
     if len(fits) != 1:
         raise BadInput(f"--path {root}: {len(fits)} of {len(found)} mask runs there are for this model and forget set "
