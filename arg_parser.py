@@ -25,12 +25,13 @@ import calibration
 import commands
 import dataset
 import groups as grouping
+import processes
 import setups
 import stages
 from sources.scores import find_scores
 from stages import CHOOSERS, STAGES
 from unlearn import over
-from utils import BadInput, Config, Saved, as_line, put, say, sha256, shown
+from utils import ALONE, BadInput, Config, Ranks, Saved, as_line, put, say, sha256, shown
 from utils.signals import Terminated, exit_code, no_more, terminable
 
 # what the system says of a path that is not ours, or that cannot be one; anything else is a fault of this suite
@@ -38,11 +39,14 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELO
 
 
 class _Parser(argparse.ArgumentParser):
+    ranks = ALONE
+
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"{self.prog}: error: {as_line(message)}\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        put(message, file or sys.stderr)
+        if self.ranks.speaks():
+            put(message, file or sys.stderr)
 
 
 def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]], Callable[..., None]]:
@@ -56,7 +60,8 @@ def entry(stage: str, about: str) -> Callable[[Callable[[SimpleNamespace], None]
             words, ending = sys.argv[1:] if argv is None else argv, None
             try:
                 with terminable() if argv is None else contextlib.nullcontext():
-                    main(parse(stage, words, parser))
+                    parser.ranks = Ranks.of_environment()
+                    processes.work(stage, parser.ranks, lambda: parse(stage, words, parser), main, parser)
             except BadInput as error:
                 parser.error(commands.told(error))
             except OSError as error:  # such as a folder that a path leads through, and that is not ours to read

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sources.arrays import Source
-from utils import Runtime
+from utils import BadInput, Ranks, Runtime
 
 AUGMENTATIONS = ("crop", "alternate")
 ALTERNATE_PAD = 2  # pixels of reflection, as published; fewer where a data set's own crops move by less
@@ -161,6 +161,8 @@ class Loader:
     No example is dropped. A last batch of a single example joins the one before, since batch norm has no variance then.
     """
 
+    part = (0, 1)  # which of how many equal parts of each batch is given
+
     def __init__(self, images: Images, index: Tensor, labels: Tensor, batch_size: int,
                  shuffle: torch.Generator | None = None, augment: Crops | None = None) -> None:
         self.images, self.index, self.labels = images, index, labels
@@ -179,6 +181,29 @@ class Loader:
         if len(starts) > 1 and self.size - starts[-1] == 1:
             starts.pop()
         return list(itertools.pairwise([*starts, self.size])) if starts else []  # a loader of no examples has no batches
+
+    def _own(self, start: int, end: int) -> tuple[int, int]:
+        (number, parts), count = self.part, end - start
+        return start + count * number // parts, start + count * (number + 1) // parts
+
+    @property
+    def shares(self) -> list[float]:
+        """The part's share of the examples of each batch."""
+        owns = [(self._own(*cut), cut) for cut in self._cuts()]
+        return [(own[1] - own[0]) / (cut[1] - cut[0]) for own, cut in owns]
+
+    def among(self, ranks: Ranks) -> Loader:
+        """What one of several processes gets of each batch; all of them draw order and crops of the whole, alike.
+
+        Raises:
+            BadInput: a batch of a single example, of which no process could see that it has no variance.
+        """
+        if any(end - start == 1 for start, end in self._cuts()):
+            raise BadInput("a batch of one example has no parts for several processes: use a larger --batch_size, or one "
+                           "process")
+        other = copy.copy(self)
+        other.part = (ranks.rank, ranks.size)
+        return other
 
     def relabelled(self, labels: Tensor) -> Loader:
         """The same examples under other labels (int64 [M], in the order of ``index``)."""
@@ -200,8 +225,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         pieces = self._pieces()
-        for batch, at in pieces if self.images.home == self.images.device else self._sent(pieces):
-            self.images.tally.images += len(batch.index)
+        pieces = pieces if self.images.home == self.images.device else self._sent(pieces)
+        for (start, end), (batch, at) in zip(self._cuts(), pieces, strict=True):
+            self.images.tally.images += end - start  # of all parts
             yield self._finished(batch, at)
 
     def _order(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -215,7 +241,7 @@ class Loader:
         """Batches whose x is uint8 [B, H, W, C] yet, where the images are, and the places [B] of their examples."""
         at, index, crops = self._order()
         labels = self.labels[at]
-        for start, end in self._cuts():
+        for start, end in itertools.starmap(self._own, self._cuts()):
             pixels = self.images.pixels(index[start:end], None if crops is None else crops[:, start:end])
             yield Batch(pixels, labels[start:end], index[start:end]), at[start:end]
 

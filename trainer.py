@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from tqdm import tqdm
 import models
 from dataset import Batch, Loader
 from models.modes import full_float32, normalising, without_gradient
+from models.together import synchronised
 from updates import SCHEDULES, UPDATES, ScheduleConfig, clear, leave
 from utils import BadInput, Mask, Run, Runtime, hp
+from watch import Watch
 
 
 class Diverged(BadInput):
@@ -117,16 +119,23 @@ class Descent:
             Diverged: the mean loss is not finite.
         """
         steps = steps or len(batches)  # type: ignore[arg-type]
+        ranks = self.rt.ranks
+        shares = batches.shares if ranks.size > 1 else []  # of the examples of each batch, of several processes' parts
+        own = f"/{ranks.rank}" if ranks.rank else ""  # else examples of several processes would share their dropout
         self.model.train()
         self.passes += 1  # dropout knows the global streams only: they are of this very pass, and as before after it
         total, count = torch.zeros((), device=self.rt.device), 0
-        with self.rt.seeded(f"dropout/{self.purpose}/{self.passes}"), normalising(self.model, bn), self._resting():
+        with (self.rt.seeded(f"dropout/{self.purpose}/{self.passes}{own}"), normalising(self.model, bn), self._resting(),
+              synchronised(self.model, ranks)):
             for count, batch in enumerate(batches, 1):
                 with self.rt.autocast():
                     value = loss(self.model, batch)
+                if shares:  # the mean over no examples is NaN
+                    value = value * shares[count - 1] if shares[count - 1] else value.nan_to_num() * 0
                 value.backward()
                 self._step(self.rate(count / steps))
                 total += value.detach()
+        ranks.add([total])
         mean = float(total) / max(1, count)  # the epoch's only synchronisation
         if not math.isfinite(mean):
             raise Diverged(f"the loss became {mean} in epoch {self.at}: lower the learning rate "
@@ -144,6 +153,7 @@ class Descent:
     @torch.no_grad()
     def _step(self, rate: float) -> None:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        self.rt.ranks.add(grads)
         if self.l1:
             torch._foreach_add_(grads, torch._foreach_sign(self.params), alpha=self.l1)
         if self.l2:
@@ -178,13 +188,15 @@ def resumable(n: int, opt: Descent, rt: Runtime, run: Run | None, keep: dict[str
     """
     keep = {} if keep is None else keep
     state = None if run is None else run.load_state({"epoch": 0, "opt": opt.state(), "streams": {}, "keep": keep})
+    state = rt.ranks.shared(state)
     first = 0 if state is None else state["epoch"]
     if state is not None:
         opt.restore(state["opt"])
         rt.restore_streams(state["streams"])
         keep.update(state["keep"])
     saved = time.perf_counter()
-    hidden, label = None if rt.cfg.progress else True, "" if run is None else run.label  # None: hidden where nobody watches
+    label = "" if run is None else run.label
+    hidden = None if rt.cfg.progress and rt.ranks.first else True  # None: hidden where nobody watches
     for epoch in tqdm(range(first, n), label, n, initial=first, unit="epoch", disable=hidden, leave=False):
         opt.at = epoch
         yield epoch
@@ -193,23 +205,12 @@ def resumable(n: int, opt: Descent, rt: Runtime, run: Run | None, keep: dict[str
             saved = time.perf_counter()
 
 
-class Watch(Protocol):
-    """Who looks on while a model trains and changes nothing: neither weights nor gradients nor random streams."""
-
-    keep: dict[str, Any]  # tensors and numbers that belong to the state of a resumable run
-
-    def begin(self, epoch: int, epochs: int) -> None: ...
-
-    def before(self, model: nn.Module, batch: Batch) -> None:
-        """Ahead of the forward pass of a step."""
-
-    def after(self, batch: Batch, logits: Tensor) -> None:
-        """With the logits (float32 [B, K], detached) of the step's own forward pass, before its update."""
-
-
 def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: Run | None, mask: Mask | None = None,
           watch: Watch | None = None) -> None:
-    """Train the original model: cross-entropy, with a constant l1 penalty where ``alpha`` says so."""
+    """Train the original model: cross-entropy, with a constant l1 penalty where ``alpha`` says so.
+
+    Several processes (``rt.ranks``) compute each batch's parts, and step alike; ``run`` is the first one's alone.
+    """
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if watch is not None:
             watch.before(model, batch)
@@ -218,11 +219,14 @@ def train(model: nn.Module, loader: Loader, cfg: TrainConfig, rt: Runtime, run: 
             watch.after(batch, logits.detach())
         return F.cross_entropy(logits, batch.y, label_smoothing=cfg.label_smoothing)
 
+    loader = loader.among(rt.ranks) if rt.ranks.size > 1 else loader
     opt = Descent(model, cfg, lr=cfg.lr, epochs=cfg.epochs, rt=rt, purpose="train", mask=mask, l1=cfg.alpha)
     for epoch in resumable(cfg.epochs, opt, rt, run, None if watch is None else watch.keep):
         if watch is not None:
             watch.begin(epoch, cfg.epochs)
         row = dict(epoch=epoch, loss=opt.epoch(loader, loss), lr=opt.rate(1))
+        if watch is not None:
+            watch.end()
         if run is not None:
             run.log(**row)
 

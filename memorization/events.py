@@ -29,6 +29,7 @@ from utils import Runtime, read_arrays, say
 
 MEANS = ("confidence", "max_conf", "entropy", "bi_acc")  # over all presentations
 COLUMNS = (*MEANS, "el2n", "forgetting", "seen", "seen_early")
+SEEN = COLUMNS.index("seen")
 EARLY = 10  # EL2N is of the first tenth of the training
 EPS = 1e-7
 
@@ -84,7 +85,7 @@ def curvature(model: nn.Module, x: Tensor, y: Tensor, h: float) -> Tensor:
 
 
 class Events:
-    """Watch of a training (``trainer.Watch``): sums of the learning events of each image, on the device.
+    """Watch of a training (``watch.Watch``): sums of the learning events of each image, on the device.
 
     The logits are those of the training's own forward passes: of the images as augmented, ahead of each update. The
     weights come out as without it, bit by bit. Sums are float32: off by less than 1e-4 of the mean after 1000 epochs.
@@ -105,7 +106,7 @@ class Events:
             "curvature_seconds": 0.0,
             "epochs": 0,
         }
-        self._early = False
+        self._early, self._before = False, torch.zeros(0)
         self._pairs: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def begin(self, epoch: int, epochs: int) -> None:
@@ -117,6 +118,7 @@ class Events:
             say(f"notice: the killed run {did} the loss curvature, so it goes on that way; --force starts anew")
         self.keep["epochs"] = epochs
         self._early = epoch < max(1, epochs // EARLY)
+        self._before = self.keep["sums"][:, SEEN].clone()
 
     def before(self, model: nn.Module, batch: Batch) -> None:
         if not self.curvature:
@@ -135,6 +137,20 @@ class Events:
             row["el2n"] = row["el2n"] * self._early
             self.keep["sums"].index_add_(0, batch.index, torch.stack([row[name] for name in COLUMNS], 1))
             self.keep["correct"].index_copy_(0, batch.index, now)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Of several processes each gets, to the bit, the row of the one that an image was shown to in this pass."""
+        if self.rt.ranks.size == 1:
+            return
+        names = ["sums", "correct", *(["curvature"] if self.curvature else [])]
+        rows = torch.cat([self.keep[name].float().view(len(self._before), -1) for name in names], 1)
+        here = (rows[:, SEEN] != self._before)[:, None]
+        found = torch.cat([rows, torch.ones_like(here)], 1) * here
+        self.rt.ranks.add([found])  # one of them at most is not 0
+        rows = torch.where(found[:, -1:] > 0, found[:, :-1], rows)
+        for name, part in zip(names, rows.split([len(COLUMNS), 1, 2][: len(names)], 1), strict=True):
+            self.keep[name].copy_(part.view(self.keep[name].shape))
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -1,141 +1,266 @@
-"""Ranks of methods over settings: exact tests against SciPy's, bars, blocks, and the reason where there are too few."""
+"""Several processes step as one does: here they are threads, which exchange their tensors at a barrier, in float64.
+
+What gloo does between processes is test_torchrun.py's.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from pathlib import Path
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from layout import faults
-from pretended import four_methods, table_of
-from scipy import stats
+import torch
+from conftest import TinyNet, make_data, snapshot
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from evaluation.statistics import Number
-from report import contrasts, ranks
-from report.draw import draw
-from report.pairs import AnalysisConfig
-from report.ranks import ranking, signed_rank
-from report.rows import FLOOR, Row
-
-
-@pytest.mark.parametrize("count", [1, 2, 6, 11])
-def test_signed_ranks_are_scipys(count: int) -> None:
-    random = np.random.default_rng(count)
-    for shift in (0.0, 0.5, 2.0):
-        values = random.normal(shift, 1, count)
-        assert signed_rank(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue)
+import trainer
+from batches import Loader
+from memorization.events import Events
+from models.together import synchronised
+from trainer import Descent, TrainConfig
+from updates import UPDATES
+from utils import ALONE, BadInput, Ranks, Runtime, RuntimeConfig
 
 
-def test_ties_are_counted_over_all_signs() -> None:
-    """By hand: every sign of each rank, whose mean ties share; a difference of 0 says nothing."""
-    values = [1.0, -1.0, 2.0, 0.0, 2.0, 3.0]
-    sizes = [1.5, 1.5, 3.5, 3.5, 5.0]
-    sums = [sum(size for size, sign in zip(sizes, signs, strict=True) if sign) for signs in itertools.product((0, 1), repeat=5)]
-    seen = 1.5 + 3.5 + 3.5 + 5.0
-    wanted = 2 * min(sum(s >= seen for s in sums), sum(s <= seen for s in sums)) / 32
-    assert signed_rank(values) == min(1.0, wanted) and signed_rank([0.0, 0.0]) == 1.0
+class Thread(Ranks):
+    """One of several threads in place of as many processes; ``board`` is where they lay what the others shall see."""
+
+    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(rank, len(board))
+        self.board, self.barrier = board, barrier
+
+    def _exchanged(self, value: Tensor) -> list[Tensor]:
+        self.board[self.rank] = value.clone()
+        self.barrier.wait()
+        found = list(self.board)
+        self.barrier.wait()
+        return found
+
+    def _sum(self, value: Tensor) -> None:
+        value.copy_(sum(self._exchanged(value)))
+
+    def _gather(self, found: Tensor, value: Tensor) -> None:
+        found.copy_(torch.stack(self._exchanged(value)))
+
+    def _send(self, value: Tensor) -> None:
+        value.copy_(self._exchanged(value)[0])
 
 
-def test_ranking_by_hand() -> None:
-    """Three methods over eight blocks: A above B in half of them, C below both; Holm by hand over the three p."""
-    blocks = {f"setting {k}": {"C": 0.1 + k / 1000, "A": 0.9 + k / 500, "B": 0.9 + (k - 3.4) / 100} for k in range(8)}
-    found = ranking(blocks)
-    values = {name: np.array([means[name] for means in blocks.values()]) for name in "ABC"}
-    by_block = np.array([stats.rankdata([-means[name] for name in "ABC"]) for means in blocks.values()])
-    assert found.ranks == pytest.approx(dict(zip("ABC", by_block.mean(0), strict=True)))
-    assert list(found.ranks) == sorted("ABC", key=lambda name: by_block.mean(0)["ABC".index(name)])
-    own = {pair: stats.wilcoxon(values[pair[0]] - values[pair[1]], method="exact").pvalue for pair in found.p}
-    least, highest = sorted(own, key=lambda pair: own[pair]), 0.0
-    for place, pair in enumerate(least):
-        highest = max(highest, min(1.0, own[pair] * (3 - place)))
-        assert found.p[pair] == pytest.approx(highest)
-    joined = {tuple(sorted(list(found.ranks)[a : b + 1])) for a, b in found.joined}
-    assert joined == {("A", "B")}
+def each(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What each of so many threads makes of its part; the first error of any of them."""
+    barrier, board, found = threading.Barrier(size, timeout=60), [None] * size, [None] * size
+    errors: list[BaseException] = []
 
+    def one(rank: int) -> None:
+        try:
+            found[rank] = work(Thread(rank, board, barrier))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
 
-def test_bars_join_neighbours_alone() -> None:
-    ordered = list("ABCD")
-    p = {pair: 0.5 for pair in itertools.combinations(ordered, 2)}
-    assert ranks._joined(ordered, p, 0.05) == ((0, 3),)
-    assert ranks._joined(ordered, p | {("A", "D"): 0.01}, 0.05) == ((0, 2), (1, 3))
-    assert ranks._joined(ordered, dict.fromkeys(p, 0.01), 0.05) == ()
-
-
-@pytest.fixture(scope="module")
-def table(library: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return table_of(four_methods(library, tmp_path_factory.mktemp("ranks")))
-
-
-@pytest.fixture(autouse=True)
-def headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every setting told its methods apart; toy ones do not."""
-    monkeypatch.setattr(contrasts, "nobody_best", lambda *_: "")
-
-
-def settings(table: list[Row], count: int) -> list[Row]:
-    """The rows of one setting under several names; FT is above NG in all."""
-    found = []
-    for k in range(count):
-        for row in table:
-            pairs = [dataclasses.replace(pair, setting=pair.setting._replace(key=f"key {k}")) for pair in row.pairs]
-            own = {"FT": 0.8, "NG": 0.5}.get(row.method)
-            numbers = row.numbers | ({"ToW": Number(own + k / 100, None, 3)} if own else {})
-            found.append(dataclasses.replace(row, setting=f"setting {k}", pairs=pairs, numbers=numbers))
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    with torch.random.fork_rng(devices=[]):  # which the threads set one after another
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     return found
 
 
-def test_six_settings_are_ranked(table: list[Row]) -> None:
-    many = settings(table, 6)
-    (extra,) = ranks.tow_tables(AnalysisConfig(), many)
-    chart, lines = extra.figures["ranks"], extra.csv
-    assert chart.rows == ("FT", "NG") and chart.panels[0].bars == () and not faults(draw(chart))
-    assert [line[:3] for line in lines[1:]] == [["FT", 1.0, 6], ["NG", 2.0, 6]]
-    assert lines[1][lines[0].index("p_NG")] == pytest.approx(2 / 2**6)
-    assert [dot.mean for dot in chart.panels[0].dots[""].values()] == [1.0, 2.0]
-    assert "over 6 settings" in chart.caption and "n = 3 seeds (3, 5, 8)" in chart.caption
-    assert "So few settings" not in chart.caption
-    three = {name: means | {"GA": 0.1} for name, means in ranks.blocks_of(many, contrasts.TOW, AnalysisConfig())[0].items()}
-    assert "So few settings" in ranks.chart(ranking(three), three, many, "ToW").caption  # 3 * 2 / 64
-    assert lines[1][-6:] == [0.8 + k / 100 for k in range(6)]
+def runtime(ranks: Ranks) -> Runtime:
+    return Runtime(RuntimeConfig(seed=5, device="cpu", progress=False), ranks)
 
 
-def test_methods_that_are_alike_are_joined(table: list[Row]) -> None:
-    many = settings(table, 6)
-    for place, row in enumerate(row for row in many if row.method == "NG"):
-        row.numbers["ToW"] = Number(0.99 if place % 2 else 0.4, None, 3)
-    (extra,) = ranks.tow_tables(AnalysisConfig(), many)
-    assert extra.figures["ranks"].panels[0].bars == ((0, 1),) and not faults(draw(extra.figures["ranks"]))
+LOCK = threading.Lock()
 
 
-def test_too_few_settings_give_the_reason(table: list[Row]) -> None:
-    """Five; six of which two are one forget set; six of which one tells no methods apart; one alone is not spoken of."""
-    def reason(many: list[Row]) -> str:
-        (extra,) = ranks.tow_tables(AnalysisConfig(), many)
-        assert not extra.figures and not extra.csv
-        return extra.notes[0]
-
-    assert "they need 6" in reason(settings(table, 5)) and reason(settings(table, 5)).endswith("here are 5")
-    twice = settings(table, 6)
-    for row in twice:
-        row.pairs = [dataclasses.replace(pair, setting=pair.setting._replace(key=pair.setting.key.replace("5", "4")))
-                     for pair in row.pairs]
-    assert reason(twice).endswith("here are 5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrasts, "nobody_best", lambda part, *_: "no headroom: x" if part[0].setting == "setting 2" else "")
-        assert reason(settings(table, 6)).endswith("here are 5 (1 more tell no methods apart)")
-    assert ranks.tow_tables(AnalysisConfig(), table) == []
-    other = [row for row in settings(table, 6) if (row.setting, row.method) != ("setting 0", "NG")]
-    assert "1 of the methods are in all of the 6" in reason(other)
+def network(ranks: Ranks, rt: Runtime, kind: type[TinyNet] = TinyNet) -> TinyNet:
+    """The same in each; one after another, since threads have the global streams in common."""
+    with LOCK, rt.seeded("model"):
+        model = kind()
+    if isinstance(ranks, Thread):
+        ranks.barrier.wait()
+    return model
 
 
-def test_a_broken_model_ranks_last(table: list[Row]) -> None:
-    many = settings(table, 6)
-    for row in many:
-        if row.method == "FT":
-            row.pairs = [dataclasses.replace(pair, run=pair.run._replace(record=pair.run.record | {
-                "collapsed": True})) for pair in row.pairs]
-    (extra,) = ranks.tow_tables(AnalysisConfig(), many)
-    assert extra.figures["ranks"].rows == ("NG", "FT")
-    assert FLOOR not in extra.figures["ranks"].rows
+class Wide(TinyNet):
+    """A TinyNet in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double())
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch.x), batch.y, label_smoothing=0.1)
+
+
+def stepped(ranks: Ranks, optimizer: str, batch_size: int) -> dict[str, Any]:
+    """Weights, losses and images of two epochs, with crops, decay, a penalty and a mask; 54 examples."""
+    rt = runtime(ranks)
+    data = make_data(rt, batch_size=batch_size, aug=True)
+    model = network(ranks, rt, Wide).double()
+    mask = {"conv.weight": torch.arange(model.conv.weight.numel()).view_as(model.conv.weight) % 3 > 0}
+    loader = data.loader("train", rt, "train")
+    loader = loader.among(ranks) if ranks.size > 1 else loader
+    cfg = TrainConfig(optimizer=optimizer, bias_lr=0.5, head_lr=2.0)
+    opt = Descent(model, cfg, lr=0.05, epochs=2, rt=rt, purpose="train", mask=mask, l1=1e-3)
+    losses = [opt.epoch(loader, loss) for opt.at in range(2)]
+    return {"weights": snapshot(model), "losses": losses, "images": rt.tally.images}
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 16), (3, 26)], ids=["parts of two", "some parts are empty"])
+def test_parts_step_as_the_whole_batch(size: int, batch_size: int, optimizer: str) -> None:
+    """54 in batches of 16 end with 6 examples; in batches of 26 with 2, of which one of three processes has none."""
+    whole = stepped(ALONE, optimizer, batch_size)
+    parts = each(size, lambda ranks: stepped(ranks, optimizer, batch_size))
+    for part in parts:
+        for name, value in whole["weights"].items():
+            assert torch.allclose(part["weights"][name], value, rtol=1e-9, atol=1e-11), name
+            assert torch.equal(part["weights"][name], parts[0]["weights"][name]), name
+        assert part["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        assert part["images"] == whole["images"] == 108
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_example_is_in_one_part_with_its_own_crop_and_label(size: int) -> None:
+    def seen(ranks: Ranks) -> list[Any]:
+        rt = runtime(ranks)
+        loader = make_data(rt, batch_size=26, aug=True).loader("train", rt, "train").among(ranks)
+        return [list(loader), loader.shares]
+
+    rt = runtime(ALONE)
+    whole = list(make_data(rt, batch_size=26, aug=True).loader("train", rt, "train"))
+    parts = each(size, seen)
+    for number, batch in enumerate(whole):
+        for at, value in enumerate(batch):
+            assert torch.equal(torch.cat([batches[number][at] for batches, _ in parts]), value)
+        assert [shares[number] for _, shares in parts] == [len(b[number].y) / len(batch.y) for b, _ in parts]
+    assert [len(batches[-1].y) for batches, _ in parts] == {2: [1, 1], 3: [0, 1, 1]}[size]
+
+
+def test_events_of_parts_are_those_of_one_process() -> None:
+    """In each process, so that any may write the state: sums, the last answer that forgetting hangs on, and curvature."""
+    def recorded(ranks: Ranks) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
+        rt = runtime(ranks)
+        data, model = make_data(rt, batch_size=26), network(ranks, rt, Wide).double()
+        watch = Events(len(data.images.y), rt, curvature=True)
+        cfg = TrainConfig(lr=0.3, epochs=5)  # a rate that forgets
+        trainer.train(model, data.loader("train", rt, "train"), cfg, rt, None, watch=watch)
+        return watch.arrays(data.candidates.y, "key"), snapshot(model)
+
+    whole, _ = recorded(ALONE)
+    parts = each(3, recorded)
+    assert np.nansum(whole["forgetting"][whole["bi_acc"] > 0]) > 5
+    for part, weights in parts:
+        assert all(torch.equal(weights[name], parts[0][1][name]) for name in weights)
+        for name, values in whole.items():
+            assert np.array_equal(part[name], parts[0][0][name], equal_nan=values.dtype.kind == "f"), name
+            if values.dtype.kind == "f":
+                assert np.allclose(part[name], values, rtol=1e-3, atol=1e-3, equal_nan=True), name
+
+
+def test_batch_norm_of_parts_has_the_gradients_of_the_whole() -> None:
+    """Also without scale and shift, by the running mean of all batches, under batch statistics alone, and in eval mode."""
+    x = torch.randn(7, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slope = torch.randn(7, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cuts = [(0, 0), (0, 5), (5, 7)]
+
+    def passed(ranks: Ranks, start: int, end: int, mode: str) -> list[Tensor]:
+        norm = nn.BatchNorm2d(3, affine=mode != "plain", momentum=None if mode == "cumulative" else 0.3).double()
+        norm.track_running_stats = mode != "batch"
+        norm.train(mode != "eval")
+        at = x[start:end].clone().requires_grad_()
+        with synchronised(norm, ranks):
+            for _ in range(2):
+                (norm(at) * slope[start:end]).sum().backward()
+        assert "forward" not in vars(norm)
+        for p in norm.parameters():
+            ranks.add([p.grad])
+        return [at.grad, *[p.grad for p in norm.parameters()], *norm.buffers()]
+
+    for mode in ("affine", "plain", "cumulative", "batch", "eval"):
+        whole = passed(ALONE, 0, 7, mode)
+        parts = each(3, lambda ranks, mode=mode: passed(ranks, *cuts[ranks.rank], mode))
+        assert torch.allclose(torch.cat([part[0] for part in parts]), whole[0], rtol=1e-9, atol=1e-12), mode
+        for part in parts:
+            assert all(torch.allclose(a.double(), b.double(), rtol=1e-9) for a, b in zip(part[1:], whole[1:], strict=True)), mode
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all() -> None:
+    def diverging(ranks: Ranks) -> str:
+        rt = runtime(ranks)
+        data, model = make_data(rt, batch_size=26), network(ranks, rt)
+        opt = Descent(model, TrainConfig(), lr=0.1, epochs=1, rt=rt, purpose="train")
+        with pytest.raises(trainer.Diverged) as error:
+            opt.epoch(data.loader("train", rt, "train").among(ranks),
+                      lambda model, batch: loss(model, batch) * (float("inf") if ranks.rank == 1 else 1))
+        return str(error.value)
+
+    assert len(set(each(2, diverging))) == 1
+
+
+def test_the_first_ones_value_reaches_all_and_it_goes_ahead() -> None:
+    order: list[int] = []
+
+    def told(ranks: Ranks) -> Any:
+        with ranks.ahead():
+            order.append(ranks.rank)
+        return ranks.shared({"state": torch.arange(3), "rank": ranks.rank})
+
+    found = each(3, told)
+    assert order[0] == 0 and sorted(order) == [0, 1, 2]
+    assert all(value["rank"] == 0 and torch.equal(value["state"], torch.arange(3)) for value in found)
+
+
+def test_a_batch_of_one_has_no_parts() -> None:
+    rt = runtime(ALONE)
+    data = make_data(rt)
+    loader = Loader(data.images, torch.arange(3), data.images.y[:3], 1)
+    with pytest.raises(BadInput, match="larger --batch_size"):
+        loader.among(Ranks(0, 2))
+
+
+@pytest.mark.parametrize(("variables", "size"), [
+    ({"WORLD_SIZE": "8"}, 1),
+    ({"WORLD_SIZE": "8", "RANK": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 1),  # as some queues set them
+    ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 1),
+    ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, 4),
+], ids=["a queue's count", "a queue's rank", "one process", "torchrun"])
+def test_only_torchrun_starts_several(variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = Ranks.of_environment()
+    assert (found.size, found.rank, found.local, found.beside) == ((4, 3, 1, 2) if size == 4 else (1, 0, 0, 1))
+    if size == 4:
+        monkeypatch.setenv("RANK", "first")
+        with pytest.raises(BadInput, match="--nproc_per_node"):
+            Ranks.of_environment()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BadInput, match="--nproc_per_node 1"), Ranks(1, 2, 1, 2).joined("cuda"):
+        pass
+
+
+def test_each_process_computes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number, since a thread that sends batches begins on the first one."""
+    for name in ("set_float32_matmul_precision", "use_deterministic_algorithms"):
+        monkeypatch.setattr(torch, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    cfg = RuntimeConfig(seed=5, device="cuda", precision="fp32", keep_memory=False, progress=False)
+    assert Runtime(cfg, Ranks(3, 4, 1, 2)).device == torch.device("cuda", 1)
+    assert Runtime(cfg).device == torch.device("cuda")
+
+
+def test_the_record_tells_of_several_processes() -> None:
+    one, two = (runtime(ranks).facts() for ranks in (ALONE, Ranks(0, 2)))
+    assert "processes" not in one and two["processes"] == 2 and two["device"] == f"2 x {one['device']}"

@@ -19,9 +19,10 @@ CAPS = {"arg_parser.py": 300, "trainer.py": 250, "prune.py": 250, **{p.name: 60 
 # a module's layer is that of its longest matching prefix; within a layer imports are allowed
 LAYERS = {"utils": 0, "batches": 1, "dataset": 1, "groups": 1, "sources": 1, "models": 1, "pruner": 1, "evaluation.tow": 1,
           "evaluation.draws": 1, "evaluation.rules": 1, "evaluation.mia": 1, "evaluation.separation": 1, "evaluation.svc": 1,
-          "evaluation.distribution": 1, "evaluation.style": 1, "evaluation": 3, "trainer": 2, "updates": 1,
+          "evaluation.distribution": 1, "evaluation.style": 1, "evaluation": 3, "trainer": 2, "updates": 1, "watch": 1,
           "unlearn": 3, "memorization": 3,
-          "prune": 3, "calibration": 3, "attack": 4, "report": 4, "setups": 5, "stages": 5, "commands": 5, "arg_parser": 5,
+          "prune": 3, "calibration": 3, "attack": 4, "report": 4, "setups": 5, "stages": 5, "commands": 5,
+          "processes": 5, "arg_parser": 5,
           **{p.stem: 6 for p in MAINS}}
 
 

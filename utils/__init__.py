@@ -14,6 +14,7 @@ from utils.files import (
 )
 from utils.kept import Kept
 from utils.programs import program
+from utils.ranks import ALONE, Lost, Ranks
 from utils.readers import UNREADABLE, load_arrays, open_regular, read_json, read_whole_numbers, reading, reason
 from utils.records import (
     SCHEMA,
@@ -35,9 +36,10 @@ from utils.settings import Config, Registry, did_you_mean, flag_words, hp
 from utils.words import BadInput, CannotWrite, Damaged, Mended, Unfinished, as_line, put, say, shown
 
 __all__ = [
-    "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Kept", "Mask", "Mended", "Registry", "Run",
-    "RunConfig", "Runtime", "RuntimeConfig", "Saved", "Unfinished", "append", "as_kept", "as_line", "damage", "did_you_mean",
-    "digest_of", "files_of", "find_runs", "flag_words", "git_commit", "hp", "load_arrays", "make_folder", "misfit",
-    "open_regular", "program", "put", "read_arrays", "read_json", "read_record", "read_whole_numbers", "reading", "reason",
-    "require", "run_of", "say", "sha256", "shown", "survey", "sweep", "unusable", "write_atomic", "write_json", "write_tensors",
+    "ALONE", "SCHEMA", "UNREADABLE", "BadInput", "CannotWrite", "Config", "Damaged", "Kept", "Lost", "Mask", "Mended",
+    "Ranks", "Registry", "Run", "RunConfig", "Runtime", "RuntimeConfig", "Saved", "Unfinished", "append", "as_kept", "as_line",
+    "damage", "did_you_mean", "digest_of", "files_of", "find_runs", "flag_words", "git_commit", "hp", "load_arrays",
+    "make_folder", "misfit", "open_regular", "program", "put", "read_arrays", "read_json", "read_record", "read_whole_numbers",
+    "reading", "reason", "require", "run_of", "say", "sha256", "shown", "survey", "sweep", "unusable", "write_atomic",
+    "write_json", "write_tensors",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from utils import machine, memory, seeds
 from utils.machine import processor
+from utils.ranks import ALONE, Ranks
 from utils.settings import Config, hp
 from utils.words import BadInput
 
@@ -81,13 +82,15 @@ class Runtime:
 
     Of the global state only the CUDA kernels' choice, what becomes of freed memory and, where asked for, threads are set.
 
-    eval_batch: images at once where nothing is trained. layout: of images and of a network's maps in memory.
+    eval_batch: images at once where nothing is trained. layout: of images and of a network's maps in memory. ranks: the
+    processes that compute the run together, each on a GPU of its own where there are some.
     """
 
-    def __init__(self, cfg: RuntimeConfig) -> None:
+    def __init__(self, cfg: RuntimeConfig, ranks: Ranks = ALONE) -> None:
         self.cfg = cfg = cfg.resolved()
-        self.device = torch.device(cfg.device)
+        self.ranks = ranks
         self.cuda, self.bf16 = cfg.device == "cuda", cfg.precision == "bf16"
+        self.device = torch.device("cuda", ranks.local) if self.cuda and ranks.size > 1 else torch.device(cfg.device)
         if self.cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.set_float32_matmul_precision("highest" if cfg.deterministic else "high")
@@ -146,10 +149,12 @@ class Runtime:
         """What the record says of the machine; peak memory in MiB, of the run where that can be told from the process's."""
         name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
         peak = (CARDS if self.cuda else memory.HOST).value()
+        among = {} if self.ranks.size == 1 else {"processes": self.ranks.size}
+        name = f"{self.ranks.size} x {name}" if among else name
         chosen = {"chosen": dict(self.cfg.chosen)} if self.cfg.chosen else {}
         of = "run" if self.cuda or memory.is_of_run() else "process"
         held = {} if peak is None else {"peak_memory_mib": round(peak, 1), "peak_memory_of": of}
-        return {"device": name, **held, **chosen, "allocator": memory.allocator(), "processor": processor(),
+        return {"device": name, **among, **held, **chosen, "allocator": memory.allocator(), "processor": processor(),
                 "threads": torch.get_num_threads(), "torch": torch.__version__, "numpy": np.__version__}
 
 
