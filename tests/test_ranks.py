@@ -189,7 +189,8 @@ def test_batch_norm_of_parts_has_the_gradients_of_the_whole() -> None:
         parts = each(3, lambda ranks, mode=mode: passed(ranks, *cuts[ranks.rank], mode))
         assert torch.allclose(torch.cat([part[0] for part in parts]), whole[0], rtol=1e-9, atol=1e-12), mode
         for part in parts:
-            assert all(torch.allclose(a.double(), b.double(), rtol=1e-9) for a, b in zip(part[1:], whole[1:], strict=True)), mode
+            for a, b in zip(part[1:], whole[1:], strict=True):
+                assert torch.allclose(a.double(), b.double(), rtol=1e-9), mode
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all() -> None:

@@ -27,7 +27,7 @@ from utils.words import BadInput
 # of which torchrun sets all; a queue's own WORLD_SIZE alone starts nothing
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FOREVER = datetime.timedelta(days=7)  # the first may wait for a folder's lock or a download; a death is noticed at once
-PATIENCE = 10.0  # seconds that the first gets to leave its folder in order, once another process has failed
+PATIENCE = 10.0  # seconds that the first gets to leave its folder in order, where another process fails as it does
 SPOKEN, LEFT = "spoken", "left"  # what the processes tell one another by name
 
 
@@ -90,10 +90,9 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        if device == "cuda":
-            if self.beside > torch.cuda.device_count():
-                raise BadInput(f"{self.beside} processes, but {torch.cuda.device_count()} CUDA devices are seen here: torchrun "
-                               f"--nproc_per_node {torch.cuda.device_count()}")
+        if device == "cuda" and self.beside > torch.cuda.device_count():
+            raise BadInput(f"{self.beside} processes, but {torch.cuda.device_count()} CUDA devices are seen here: torchrun "
+                           f"--nproc_per_node {torch.cuda.device_count()}")
         from torch import distributed
 
         store, rank, size = next(iter(distributed.rendezvous("env://", timeout=FOREVER)))
@@ -102,18 +101,18 @@ class Ranks:
         self._store = store
         try:
             yield
-        except Exception:
-            self._leave()
+        except Exception as error:
+            self._leave(isinstance(error, BadInput))
             raise
         distributed.destroy_process_group()
 
-    def _leave(self) -> None:
-        """After a failure: torchrun ends all processes once one is gone, so the first goes before the others."""
+    def _leave(self, alike: bool) -> None:
+        """After a failure: torchrun ends all processes once one is gone, so the first goes ahead where all fail alike."""
         end = time.monotonic() + PATIENCE
         with contextlib.suppress(RuntimeError):
             if self.first:
                 self._store.set(LEFT, "")
-            while not self._store.check([LEFT]) and time.monotonic() < end:
+            while alike and not self._store.check([LEFT]) and time.monotonic() < end:
                 time.sleep(0.05)
 
     # ---------------------------------------------------------------------------------------------- what they tell each other
