@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
 import arg_parser
 import models
 import sources
+import stages
 from utils import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,10 +23,14 @@ PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((R
 
 
 def commands_of(text: str) -> list[str]:
-    """The lines of its bash blocks that call Python."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    """The lines of its bash blocks that call Python; those of torchrun as one process has them, which makes the same run."""
+    lines = [re.sub(r"^torchrun --nproc_per_node \d+ ", "python ", line) for line in lines_of(text)]
     return [line for line in lines if line.startswith("python ")]
+
+
+def lines_of(text: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
 
 
 # in a sentence or a table; M stands for a method, D for a folder
@@ -50,6 +56,14 @@ def test_tables_are_the_generated_ones() -> None:
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.filled(README) == README, "run make tables"
+
+
+def test_torchrun_takes_its_lines_for_a_stage_that_several_processes_compute() -> None:
+    lines = [shlex.split(line)[1:] for text in PAGES.values() for line in lines_of(text) if line.startswith("torchrun ")]
+    assert lines
+    for words in lines:
+        asked = get_args_parser().parse_args(words)
+        assert int(asked.nproc_per_node) > 1 and STAGE_OF[asked.training_script] in stages.TOGETHER
 
 
 def test_make_targets_and_scripts_exist() -> None:
