@@ -13,8 +13,8 @@ from torch.distributed.run import get_args_parser
 
 import arg_parser
 import models
+import processes
 import sources
-import stages
 from utils import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_torchrun_takes_its_lines_for_a_stage_that_several_processes_compute() -
     assert lines
     for words in lines:
         asked = get_args_parser().parse_args(words)
-        assert int(asked.nproc_per_node) > 1 and STAGE_OF[asked.training_script] in stages.TOGETHER
+        assert int(asked.nproc_per_node) > 1 and STAGE_OF[asked.training_script] in processes.TOGETHER
 
 
 def test_make_targets_and_scripts_exist() -> None:
