@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 from stages import STAGES
 from utils import BadInput, Lost, Ranks, RuntimeConfig
@@ -14,7 +14,7 @@ TOGETHER = ("train",)  # stages that several processes compute together
 
 
 def work(stage: str, ranks: Ranks, parse: Callable[[], SimpleNamespace], main: Callable[[SimpleNamespace], None],
-         parser: argparse.ArgumentParser) -> None:
+         parser: Any) -> None:
     """``main`` of what ``parse`` finds; of several processes one speaks, and where one fails all end (exit code 1)."""
     check_stage(stage, ranks)
     ranks.take_gpu()

@@ -33,7 +33,7 @@ def outputs(model: nn.Module, data: Data, rt: Runtime, run: Run, parts: Sequence
     """
     facts = rt.facts()
     about = {"weights": weights_key(model), "eval_batch": rt.eval_batch, "layout": str(rt.layout),
-             **{name: facts[name] for name in MACHINE}}
+             **{name: facts[name] for name in MACHINE}, "device": rt.name}  # of one, whatever the number that trained it
     run.result(outputs=about | {"parts": list(parts)})
     found = _known(run.values.get("parent") or {}, about, data, parts)
     if found is None:

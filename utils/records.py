@@ -46,7 +46,7 @@ FORM: dict[Any, Any] = {
     "layers?": {...: [(int,)]}, "remaining?": NUMBER, "rounds?": [{...: VALUE, "metrics": METRICS, "remaining": NUMBER}],
     "models?": (int,), "polarity?": (int,), "figures?": [TEXT], "spearman?": MAYBE_NUMBER, "compared?": (int,),
     "processor?": TEXT, "threads?": (int,), "allocator?": TEXT, "chosen?": {...: VALUE}, "peak_memory_of?": TEXT,
-    "device?": TEXT, "peak_memory_mib?": NUMBER, "torch?": TEXT, "numpy?": TEXT, "retain_size?": (int,),
+    "device?": TEXT, "processes?": (int,), "peak_memory_mib?": NUMBER, "torch?": TEXT, "numpy?": TEXT, "retain_size?": (int,),
 }
 
 

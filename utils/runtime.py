@@ -145,12 +145,16 @@ class Runtime:
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
+    @property
+    def name(self) -> str:
+        """Of the device that this process computes on."""
+        return torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
+
     def facts(self) -> dict[str, Any]:
         """What the record says of the machine; peak memory in MiB, of the run where that can be told from the process's."""
-        name = torch.cuda.get_device_name(self.device) if self.cuda else f"cpu, {torch.get_num_threads()} threads"
         peak = (CARDS if self.cuda else memory.HOST).value()
         among = {} if self.ranks.size == 1 else {"processes": self.ranks.size}
-        name = f"{self.ranks.size} x {name}" if among else name
+        name = f"{self.ranks.size} x {self.name}" if among else self.name
         chosen = {"chosen": dict(self.cfg.chosen)} if self.cfg.chosen else {}
         of = "run" if self.cuda or memory.is_of_run() else "process"
         held = {} if peak is None else {"peak_memory_mib": round(peak, 1), "peak_memory_of": of}
