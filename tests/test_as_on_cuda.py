@@ -130,6 +130,8 @@ def test_watch_and_loss_of_a_training_see_the_logits_of_a_float32_head(data: Dat
         def after(self, batch: Any, logits: Tensor) -> None:
             seen.append(events.learning_events(logits, batch.y)["bi_acc"] == (batch.y == 2))
 
+        def end(self) -> None: ...
+
     from trainer import TrainConfig, train
 
     train(model, data.loader("train", rt, "train"), TrainConfig(lr=1e-9, epochs=1), rt, None, watch=Look())

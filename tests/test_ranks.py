@@ -5,6 +5,7 @@ What gloo does between processes is test_torchrun.py's.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,17 @@ from conftest import TinyNet, make_data, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import arg_parser
+import processes
 import trainer
 from batches import Loader
 from memorization.events import Events
+from models import ModelConfig, together
 from models.together import synchronised
 from trainer import Descent, TrainConfig
 from updates import UPDATES
-from utils import ALONE, BadInput, Ranks, Runtime, RuntimeConfig
+from utils import ALONE, BadInput, Lost, Ranks, Runtime, RuntimeConfig
+from utils import ranks as ranks_module
 
 
 class Thread(Ranks):
@@ -204,6 +209,59 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all() -> None:
         return str(error.value)
 
     assert len(set(each(2, diverging))) == 1
+
+
+def test_parts_have_dropout_of_their_own() -> None:
+    """Drawn one after another, since threads have the global streams in common; the first one's is that of one process."""
+    def drawn(ranks: Ranks) -> Tensor:
+        rt, found = runtime(ranks), []
+        data, model = make_data(rt, batch_size=26), network(ALONE, rt)
+        opt = Descent(model, TrainConfig(), lr=0.1, epochs=1, rt=rt, purpose="train")
+
+        def dropped(model: nn.Module, batch: Any) -> Tensor:
+            found.append(F.dropout(torch.ones(8), 0.5))
+            return loss(model, batch)
+
+        opt.epoch(data.loader("train", rt, "train"), dropped)
+        return torch.cat(found)
+
+    class Lone(Ranks):
+        def add(self, values: list[Tensor]) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loader, "shares", [])
+        patch.setattr(trainer, "synchronised", lambda model, ranks: contextlib.nullcontext())
+        one, first, second = drawn(ALONE), drawn(Lone(0, 2)), drawn(Lone(1, 2))
+    assert torch.equal(one, first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("arch", "size", "named"), [("vit", 8, True), ("resnet8s", 8, False)])
+def test_a_network_with_dropout_has_a_folder_for_each_number_of_processes(arch: str, size: int, named: bool) -> None:
+    data = make_data(runtime(ALONE), size=size)
+    cfg = ModelConfig(arch=arch)
+    assert together.identity(cfg, data, Ranks(0, 3)) == ({"processes": 3} if named else {})
+    assert together.identity(cfg, data, ALONE) == {}
+
+
+def test_a_message_that_nobody_answers_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Lost, match=r"reached any more \(Connection closed\)"), ranks_module._answered():
+        raise RuntimeError("Connection closed\nat some line")
+    with pytest.raises(torch.OutOfMemoryError), ranks_module._answered():
+        raise torch.OutOfMemoryError("full")
+
+    class Two(Ranks):
+        joined = staticmethod(lambda device: contextlib.nullcontext())
+        shared = staticmethod(lambda value: value)
+
+    def main(args: Any) -> None:
+        raise Lost("gone")
+
+    for rank, told in ((0, "main_train.py: gone; the same command goes on where it was saved last\n"), (1, "")):
+        parser = arg_parser._Parser(prog="main_train.py")
+        parser.ranks = Two(rank, 2)
+        with pytest.raises(SystemExit) as end:
+            processes.work("train", parser.ranks, lambda: arg_parser.parse("train", ["--device", "cpu"]), main, parser)
+        assert end.value.code == 1 and capsys.readouterr().err == told
 
 
 def test_the_first_ones_value_reaches_all_and_it_goes_ahead() -> None:

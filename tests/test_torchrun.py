@@ -121,6 +121,8 @@ def test_a_finished_run_is_found_by_any_number_of_processes(
 def test_killed_processes_go_on_bit_for_bit(jobs: dict[str, Job], two: Saved, root: Path) -> None:
     """First the second one is killed, then the first; each time all end, and the next start goes on from the last epoch."""
     assert jobs["second killed"].codes[1] == jobs["first killed"].codes[0] == -9
+    for name in ("second killed", "first killed"):  # the other one tells, by which way it ever learns of it
+        assert re.fullmatch("main_train.py: .*; the same command goes on where it was saved last\n", jobs[name].err), jobs[name]
     assert jobs["goes on"].codes == [0, 0], jobs["goes on"].err
     run = shell.only(root / "cut", "train")
     ours, theirs = shell.weights(run), shell.weights(two)
