@@ -114,17 +114,20 @@ def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv(machine.PLACE, str(tmp_path / "cache"))
     monkeypatch.setattr("report.output.FIGURED", 3)  # figures where there are few settings, as in the first analyses
     whole = sources.load("digits", tmp_path, download=False)
-    parts = {"x_train": whole.x_train[:500], "y_train": whole.y_train[:500], "x_test": whole.x_test[:120],
-             "y_test": whole.y_test[:120]}
+    parts = {"x_train": whole.x_train[:400], "y_train": whole.y_train[:400], "x_test": whole.x_test[:100],
+             "y_test": whole.y_test[:100]}
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "digits.npz", **parts)
-    np.savez("scores.npz", memorization=np.random.default_rng(0).random(500))
+    np.savez("scores.npz", memorization=np.random.default_rng(0).random(400))
     for command in COMMANDS[page]:
         words = toy(shlex.split(command))
         if {"--list", "--help"} & set(words):
             continue
         main = importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main
         quiet = [] if words[1].startswith(("analysis", "scripts/")) else ["--no_progress", "--device", "cpu"]
+        if words[1] == "main_memorization.py" and "--models" in words and "--recipe fast" not in command:
+            quiet += ["--engine", "serial"]  # processes of its own are started by one pool, which takes seconds
+            quiet += [] if "--arch" in words else ["--arch", TOY["arch"]]
         quiet = ["--device", "cpu", "--budget", "0.01"] if words[1] == "main_calibrate.py" else quiet
         main([*words[2:], *quiet])
     said = capsys.readouterr().out
