@@ -245,7 +245,7 @@ def test_a_network_with_dropout_has_a_folder_for_each_number_of_processes(arch: 
 
 def test_a_message_that_nobody_answers_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Lost, match=r"reached any more \(Connection closed\)"), ranks_module._answered():
-        raise RuntimeError("Connection closed\nat some line")
+        raise RuntimeError("[pair.cc:5] Connection closed. This may be so\nat some line")
     with pytest.raises(torch.OutOfMemoryError), ranks_module._answered():
         raise torch.OutOfMemoryError("full")
 

@@ -180,7 +180,7 @@ def _answered() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        what = str(error).partition("\n")[0]
+        what = str(error).partition("\n")[0].split("] ", 1)[-1].partition(". ")[0]  # without gloo's own place in its code
         raise Lost(f"another of its processes cannot be reached any more ({what})") from error
 
 
