@@ -27,7 +27,7 @@ from utils import Ranks, Saved
 
 ROOT = Path(__file__).resolve().parent.parent
 # 216 images in batches of 71, the last of which has 3; at a rate where rounding stays small, but for a ReLU that it may switch
-WORDS = [*shell.THREE[:-2], "--batch_size", "71", "--train_per_class", "80", "--epochs", "3", "--lr", "0.005",
+WORDS = [*shell.THREE[:-2], "--batch_size", "71", "--train_per_class", "80", "--epochs", "3", "--lr", "0.001",
          "--resume_every", "0"]
 STEPS = 4  # in an epoch
 
