@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import arg_parser
+import models
 import processes
 import trainer
 from batches import Loader
@@ -84,7 +85,7 @@ def runtime(ranks: Ranks) -> Runtime:
 LOCK = threading.Lock()
 
 
-def network(ranks: Ranks, rt: Runtime, kind: type[TinyNet] = TinyNet) -> TinyNet:
+def network(ranks: Ranks, rt: Runtime, kind: Callable[[], Any] = TinyNet) -> Any:
     """The same in each; one after another, since threads have the global streams in common."""
     with LOCK, rt.seeded("model"):
         model = kind()
@@ -130,6 +131,25 @@ def test_parts_step_as_the_whole_batch(size: int, batch_size: int, optimizer: st
             assert torch.equal(part["weights"][name], parts[0]["weights"][name]), name
         assert part["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         assert part["images"] == whole["images"] == 108
+
+
+@pytest.mark.parametrize(("arch", "side", "optimizer"), [("cifarnet", 32, "muon"), ("resnet8s", 8, "sgd")])
+def test_networks_step_as_the_whole_batch(arch: str, side: int, optimizer: str) -> None:
+    """Batch norm without a scale behind a pool, and shortcuts; one part of the last batch is empty."""
+    def stepped(ranks: Ranks) -> dict[str, Tensor]:
+        rt = runtime(ranks)
+        data = make_data(rt, batch_size=26, size=side)
+        model = network(ranks, rt, lambda: models.build(arch, 3, (0.5,) * 3, (0.25,) * 3, image_size=side)).double()
+        loader = data.loader("train", rt, "train")
+        loader = loader.among(ranks) if ranks.size > 1 else loader
+        opt = Descent(model, TrainConfig(optimizer=optimizer), lr=0.01, epochs=1, rt=rt, purpose="train")
+        opt.epoch(loader, lambda model, batch: F.cross_entropy(model(batch.x.double()), batch.y))
+        return snapshot(model)
+
+    whole = stepped(ALONE)
+    for part in each(3, stepped):
+        for name, value in whole.items():
+            assert torch.allclose(part[name].double(), value.double(), rtol=1e-9, atol=1e-10), name
 
 
 @pytest.mark.parametrize("size", [2, 3])
