@@ -30,7 +30,7 @@ def variant_of(run: Saved) -> str:
     record = run.record
     made = record.get("mask", {})
     cfg, density = _plan_settings(record["plan"]) if is_plan(run) else (record["settings"]["cfg"], made.get("density"))
-    cfg = cfg | {name: run.setting(name) for name in ("batch_size", "aug")}
+    cfg = cfg | {name: run.setting(name) for name in ("batch_size", "aug", "aug_form")}
     rest = {name: run.setting(name) for name in ("mask_mode", "rum_retain", "precision", "device", "compile", "deterministic")}
     rest["saliency_mode"] = made.get("saliency_mode")
     if is_plan(run):

@@ -16,7 +16,7 @@ from unlearn import over
 
 FLAG, PROGRAM = re.compile(r"(?<![\w-])--([a-z][\w]*)"), re.compile(r"\b(\w+\.py)\b")
 COMMAND = re.compile(r"(\w+\.py)((?: --?[\w]+(?: [^-;,()\s]+)?)+)")
-WORDS = {"help", "list", "no_"}  # of argparse, and of a negation that is put together
+WORDS = {"help", "list", "no_", "nproc_per_node"}  # of argparse, of a negation that is put together, and of torchrun
 
 
 def flags_of(stage: str) -> set[str]:

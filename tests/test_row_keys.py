@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ ELSEWHERE = {"seed": "means are over seeds", "protocol": "gives defaults alone",
              "val_fraction": "in the data_key", "val_seed": "in the data_key", "split_seed": "in the split_key",
              "train_per_class": "in the data_key", "label_noise": "in the data_key", "noise_seed": "in the data_key"}
 # settings of a run that may differ from those of another with the same original and forget set -> another value
-OF_A_RUN = {"aug": True, "batch_size": 128, "device": "cuda", "precision": "bf16", "compile": "default", "deterministic": True,
-            "mask_mode": "published", "unlearn_lr": 0.5}
+OF_A_RUN = {"aug": True, "aug_form": "alternate", "batch_size": 128, "device": "cuda", "precision": "bf16",
+            "compile": "default", "deterministic": True, "mask_mode": "published", "unlearn_lr": 0.5}
 
 
 def edit(folder: Path, group: str, **values: Any) -> Path:
@@ -109,7 +110,7 @@ def test_every_setting_that_changes_a_run_is_in_its_keys(method: str, library: P
     configs = {**STAGES["forget"][1], "cfg": METHODS[method].config}
     seen = set()
     for group, config in configs.items():
-        for name, field in config.__dataclass_fields__.items():
+        for name, field in ((field.name, field) for field in dataclasses.fields(config)):
             if not field.metadata["digest"] or name in ELSEWHERE or group == "evaluation":
                 continue
             record = copy.deepcopy(run.record)
@@ -147,7 +148,7 @@ def test_originals_of_two_batch_sizes_share_no_row_and_say_so(tmp_path: Path) ->
     assert len({row.place.tag for row in table}) == 2 and not [row for row in table if row.method == FLOOR]
 
 
-@pytest.mark.parametrize("name", ["batch_size", "aug", "precision", "device", "compile", "deterministic"])
+@pytest.mark.parametrize("name", ["batch_size", "aug", "aug_form", "precision", "device", "compile", "deterministic"])
 def test_originals_that_were_trained_otherwise_share_no_row(name: str, library: Path, tmp_path: Path) -> None:
     for seed in SEEDS:
         for method in ("retrain", "FT"):

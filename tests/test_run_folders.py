@@ -394,7 +394,7 @@ def test_every_write_of_a_model_goes_through_one_place() -> None:
     places = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")
               if not {".venv", "tests", "benchmarks", "scripts"} & set(path.relative_to(ROOT).parts)
               and "torch.save(" in path.read_text()}
-    assert places == {"utils/files.py"}
+    assert places == {"utils/files.py", "utils/ranks.py"}  # the second into memory, for other processes
 
 
 def test_half_written_files_do_not_stay_for_ever(tmp_path: Path) -> None:
