@@ -127,7 +127,7 @@ def test_commands_run_in_order_at_toy_size(page: str, monkeypatch: pytest.Monkey
         quiet = [] if words[1].startswith(("analysis", "scripts/")) else ["--no_progress", "--device", "cpu"]
         if words[1] == "main_memorization.py" and "--models" in words and "--recipe fast" not in command:
             quiet += ["--engine", "serial"]  # processes of its own are started by one pool, which takes seconds
-            quiet += [] if "--arch" in words else ["--arch", TOY["arch"]]
+            quiet += [] if "--arch" in words else ["--arch", TOY["arch"], "--pool_epochs", "1"]
         quiet = ["--device", "cpu", "--budget", "0.01"] if words[1] == "main_calibrate.py" else quiet
         main([*words[2:], *quiet])
     said = capsys.readouterr().out
