@@ -6,6 +6,9 @@ python scripts/evidence.py rum --data ./data --models 100         (scripts/cpu_r
 table: original, retrain and ten methods on a tenth of the images at random and on one class. rum: memorization scores from a
 pool, eight proxies of them, the methods on the least, middle and most memorized images and on a mix, and RUM with its controls
 on the mix. A process a core, on one thread each; stopped at any time, the same command goes on.
+
+As RUM trains its originals, without augmentation, and without label smoothing: with both a short training leaves next to
+nothing to forget (85 % on training images, 82 % on others, after 4 epochs of cifarnet_16_64).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ METHODS = ("raw", "FT", "FT_prune", "GA", "NG", "SCRUB", "RL_og", "amnesiac", "w
 GROUPED = ("raw", "FT", "NG", "SCRUB")
 PROXIES = ("confidence", "max_conf", "entropy", "bi_acc", "el2n", "forgetting", "ho_ret", "loss_curvature")
 MODELS_IN_A_JOB = 5
+TRAINING = ["--no_aug", "--label_smoothing", "0"]
 
 
 def table(args: argparse.Namespace) -> list[Job]:
@@ -75,8 +79,9 @@ def network(args: argparse.Namespace) -> list[str]:
 
 
 def trained(args: argparse.Namespace, seed: int) -> Job:
-    words = [*where(args), *network(args), "--seed", str(seed), "--epochs", str(args.epochs), "--record_curvature"]
-    return Job("main_train", words if args.what == "rum" else words[:-1], f"seed {seed} · original")
+    words = [*where(args), *network(args), *TRAINING, "--seed", str(seed), "--epochs", str(args.epochs)]
+    words += ["--record_curvature"] if args.what == "rum" else []
+    return Job("main_train", words, f"seed {seed} · original")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -47,6 +47,7 @@ def test_every_command_of_a_sweep_is_one_that_its_stage_takes(sweep: str, count:
     assert [args.rt.seed for args in trained] == [3]
     assert {(args.model.arch, args.cfg.epochs, args.cfg.optimizer, args.data.batch_size) for args in trained} == {
         ("cifarnet", 8, "muon", 500)}
+    assert {(args.data.aug, args.cfg.label_smoothing) for args in trained} == {(False, 0.0)}
     asked = {words[words.index("--unlearn") + 1] for words in called if "--unlearn" in words}
     if sweep == "cpu_table":
         assert asked == {*evidence.METHODS, "retrain", "RL"} and len(asked) == 12  # raw, retrain and ten methods
