@@ -103,6 +103,32 @@ def threshold(goal: Goal) -> str:
     return ", ".join(parts)
 
 
+# of a GPU: goal, what, key of what was measured, must, stretch, whether more is better
+GPU_GOALS = (("G1", "ResNet-18 in bf16, batches of 256, img/s", "G1", 50_000, 70_000, True),
+             ("G2", "original of 30 epochs as a process, s", "G2", 35, 25, False),
+             ("G3", "FT of 10 epochs on 3,000 with all metrics, s", "G3", 12, 9, False),
+             ("G4", "ten rows for every seed (three), s", "G4", 420, 300, False),
+             ("G5", "all metrics and five attacks of one model, s", "G5", 2, 1, False),
+             ("G6", "a model of a pool of 400, s", "G6", 4, 2, False),
+             ("G7", "waits for the device inside an epoch", "G7 waits", 0, 0, False),
+             ("G7", "loader's share of a step", "G7 share", 0.03, 0.01, False))
+
+
+def on_a_gpu(found: dict[str, float | None]) -> str:
+    """G1 to G8 marked met or not, of what ``benchmarks.gpu`` measured by these keys; None and absent: not measured."""
+    rows = ["| goal | what | must | stretch | measured | met |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for name, told, key, must, stretch, more in GPU_GOALS:
+        value = found.get(key)
+        met = [value is not None and (value >= limit if more else value <= limit) for limit in (must, stretch)]
+        said = "not measured" if value is None else "stretch" if met[1] else "yes" if met[0] else "NO"
+        rows.append(f"| {name} | {told} | {must:,} | {stretch:,} | {'–' if value is None else f'{value:,.4g}'} | {said} |")
+    noise = found.get("G8 noise")
+    said = "not measured" if noise is None else "yes" if found["G8"] <= noise else "NO"
+    value = "–" if noise is None else f"{found['G8']:.2f} ({noise:.2f})"
+    rows.append(f"| G8 | bf16 against float32, points of test accuracy (deviation of a run) | within it | | {value} | {said} |")
+    return "\n".join(rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     found = read((Path(argv[0]) if argv else PLACE).read_text(encoding="utf-8"))

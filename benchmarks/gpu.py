@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from benchmarks.goals import on_a_gpu
 from benchmarks.harness import ROOT, Context, python
 from benchmarks.inputs import make_data, make_model
 from benchmarks.results import PLACE, Head, put_file
@@ -326,30 +327,6 @@ BLOCKS: dict[str, Callable[[Bench], str]] = {
     "steps": block_steps, "quiet": block_quiet, "original": block_original, "methods": block_methods, "parity": block_parity,
     "pool": block_pool, "table": block_table}
 
-# goal: what, key of what was measured, must, stretch, whether more is better
-GOALS = (("G1", "ResNet-18 in bf16, batches of 256, img/s", "G1", 50_000, 70_000, True),
-         ("G2", "original of 30 epochs as a process, s", "G2", 35, 25, False),
-         ("G3", "FT of 10 epochs on 3,000 with all metrics, s", "G3", 12, 9, False),
-         ("G4", "ten rows for every seed (three), s", "G4", 420, 300, False),
-         ("G5", "all metrics and five attacks of one model, s", "G5", 2, 1, False),
-         ("G6", "a model of a pool of 400, s", "G6", 4, 2, False),
-         ("G7", "waits for the device inside an epoch", "G7 waits", 0, 0, False),
-         ("G7", "loader's share of a step", "G7 share", 0.03, 0.01, False))
-
-
-def goals(found: dict[str, float | None]) -> str:
-    rows = ["| goal | what | must | stretch | measured | met |", "| --- | --- | ---: | ---: | ---: | --- |"]
-    for name, told, key, must, stretch, more in GOALS:
-        value = found.get(key)
-        met = [value is not None and (value >= limit if more else value <= limit) for limit in (must, stretch)]
-        said = "not measured" if value is None else "stretch" if met[1] else "yes" if met[0] else "NO"
-        rows.append(f"| {name} | {told} | {must:,} | {stretch:,} | {'–' if value is None else f'{value:,.4g}'} | {said} |")
-    noise = found.get("G8 noise")
-    said = "not measured" if noise is None else "yes" if found["G8"] <= noise else "NO"
-    value = "–" if noise is None else f"{found['G8']:.2f} ({noise:.2f})"
-    rows.append(f"| G8 | bf16 against float32, points of test accuracy (deviation of a run) | within it | | {value} | {said} |")
-    return "\n".join(rows)
-
 
 # ---------------------------------------------------------------------------------------------------------------- main
 
@@ -369,8 +346,8 @@ def run(b: Bench, names: list[str], keep: Callable[[str], None]) -> str:
             told += f" [{time.monotonic() - start:.0f} s]" if "\n" not in told else ""
         say(f"{name}: {told}\n")
         parts.append(f"**{name}**\n\n{told}\n")
-        keep("\n".join([*parts, f"**goals**\n\n{goals(b.found)}\n"]))
-    say(goals(b.found))
+        keep("\n".join([*parts, f"**goals**\n\n{on_a_gpu(b.found)}\n"]))
+    say(on_a_gpu(b.found))
     return "\n".join(parts)
 
 

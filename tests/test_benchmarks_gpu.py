@@ -10,7 +10,7 @@ import shell
 import torch
 from conftest import quiet_runtime
 
-from benchmarks import gpu
+from benchmarks import goals, gpu
 from benchmarks.gpu import Bench, Size, Way
 from utils import BadInput, find_runs
 
@@ -65,7 +65,7 @@ def test_no_device_is_one_line_and_code_2(capsys: pytest.CaptureFixture) -> None
 
 def test_goals_are_marked_by_what_was_measured() -> None:
     found = {"G1": 60_000, "G2": 20, "G3": 12.5, "G7 waits": 0, "G8": 0.3, "G8 noise": 0.2}
-    rows = [row.strip("| ").split(" | ") for row in gpu.goals(found).splitlines()[2:]]
+    rows = [row.strip("| ").split(" | ") for row in goals.on_a_gpu(found).splitlines()[2:]]
     assert [(row[0], row[-1]) for row in rows] == [
         ("G1", "yes"), ("G2", "stretch"), ("G3", "NO"), ("G4", "not measured"), ("G5", "not measured"), ("G6", "not measured"),
         ("G7", "stretch"), ("G7", "not measured"), ("G8", "NO")]
